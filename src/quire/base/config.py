@@ -1,0 +1,206 @@
+"""Every setting of the engine and the server: frozen dataclasses, the only place where a setting is declared.
+
+`cli/flags.py` makes the command line from these fields, a YAML file and `LLM(...)` keyword arguments fill the same
+classes. This file knows types, defaults and ranges; what a setting means for a concrete model and machine is decided in
+`engine/resolve.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from quire.base.errors import ConfigError
+
+BUILTIN_MODEL = "quire-demo"
+PAGE_SIZES = (8, 16, 32, 64, 128)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+PRESETS: dict[str, dict[str, Any]] = {
+    "interactive": {"max_num_seqs": 32, "max_num_batched_tokens": 512, "max_prefill_tokens_mixed": 128},
+    "throughput": {"max_num_seqs": 256, "max_num_batched_tokens": 4096, "max_prefill_tokens_mixed": 2048},
+}
+"""What `preset` sets wherever the operator set nothing."""
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[Any, ...] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    aliases: tuple[str, ...] = (),
+) -> Any:
+    """Declare a setting: its default, one sentence, allowed values or range, and other spellings users know."""
+    meta = {"help": text, "choices": choices, "low": low, "high": high, "aliases": aliases}
+    if isinstance(default, list | dict | set):
+        return field(default_factory=lambda: default, metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+def _check_fields(config: Any) -> None:
+    for spec in dataclasses.fields(config):
+        value = getattr(config, spec.name)
+        meta = spec.metadata
+        if value is None or not meta:
+            continue
+        choices, low, high = meta["choices"], meta["low"], meta["high"]
+        if choices is not None and value not in choices:
+            allowed = ", ".join(map(str, choices))
+            raise ConfigError(f"{spec.name} is {value!r}; allowed: {allowed}")
+        if low is None and high is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{spec.name} must be a number, found {value!r}")
+        if value != value or (low is not None and value < low) or (high is not None and value > high):
+            raise ConfigError(f"{spec.name} is {value}; allowed: {low if low is not None else '-inf'} to "
+                              f"{high if high is not None else 'any'}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, in what precision, on which device."""
+
+    model: str = option(BUILTIN_MODEL, "Directory of a Hugging Face checkpoint, a hub id, or quire-demo (built in).")
+    tokenizer: str | None = option(None, "Directory or hub id of the tokenizer; the model's own when not given.")
+    revision: str | None = option(None, "Branch, tag or commit for a hub id.")
+    served_model_name: tuple[str, ...] = option((), "Names the API answers to; the first is reported. Default: the model.")
+    dtype: str = option("auto", "Precision of weights and activations; auto is the device's best.", choices=DTYPES)
+    max_model_len: int | None = option(None, "Longest prompt plus output, in tokens; derived when not given.", low=1)
+    device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
+    tensor_parallel_size: int = option(1, "Devices one model is split over.", low=1)
+    chat_template: str | None = option(None, "File with a Jinja chat template that replaces the checkpoint's own.")
+    generation_config: str = option(
+        "auto", "Default sampling: the checkpoint's generation_config.json (auto) or quire's own (quire).",
+        choices=("auto", "quire"),
+    )
+    seed: int = option(0, "Seed for requests that give none; their random numbers differ by request.")
+    plugins: tuple[str, ...] = option((), "Python modules imported at start; they register models, policies, processors.")
+    threads: int | None = option(None, "CPU threads for the model; the machine's cores when not given.", low=1)
+
+    def __post_init__(self) -> None:
+        """Check every field against its declaration."""
+        _check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheConfig:
+    """The paged KV cache."""
+
+    page_size: int = option(16, "Tokens per KV page.", choices=PAGE_SIZES, aliases=("block_size",))
+    kv_cache_memory_bytes: int | None = option(
+        None, "Bytes for KV pages (suffixes KiB, MiB, GiB allowed); derived from free memory when not given.", low=1
+    )
+    enable_prefix_caching: bool = option(True, "Keep pages of finished requests and reuse them for equal prefixes.")
+    kv_cache_dtype: str = option("auto", "Precision of K and V in the cache.", choices=DTYPES)
+    debug: bool = option(False, "Verify the cache after every step and poison freed pages with NaN (slow).")
+
+    def __post_init__(self) -> None:
+        """Check every field against its declaration."""
+        _check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerConfig:
+    """Who runs in a step, and how much."""
+
+    max_num_seqs: int | None = option(None, "Most requests that run at once.", low=1, high=8192)
+    max_num_batched_tokens: int | None = option(None, "Most tokens one step computes.", low=1)
+    max_prefill_tokens_mixed: int | None = option(
+        None, "Most prompt tokens one step computes while other requests decode; bounds their inter-token time.", low=1
+    )
+    scheduling_policy: str = option("priority", "Order of the waiting queue: fcfs, priority, or a plugin's.")
+    priority_ageing_seconds: float = option(
+        30.0, "A waiting request gains one level of priority in this time, so that none starves.", low=0.001
+    )
+    async_scheduling: bool = option(False, "Overlap the host work of a step with the device time of the one before.")
+    max_num_waiting: int = option(4096, "Requests that may wait; one more is refused with 503 and Retry-After.", low=1)
+
+    def __post_init__(self) -> None:
+        """Check every field against its declaration."""
+        _check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerConfig:
+    """The HTTP server in front of an engine."""
+
+    host: str = option("127.0.0.1", "Address to listen on.")
+    port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
+    api_key: tuple[str, ...] = option((), "Keys that are accepted as bearer tokens; none leaves the server open.")
+    allowed_hosts: tuple[str, ...] = option((), "Host headers accepted without a key besides loopback names.")
+    allowed_origins: tuple[str, ...] = option((), "Origins for which CORS headers are sent.")
+    root_path: str = option("", "Prefix of every route, such as /llm.")
+    disabled_routes: tuple[str, ...] = option((), "Routes that are switched off, such as /v1/completions.")
+    shutdown_timeout: float = option(30.0, "Seconds open requests get after SIGTERM.", low=0)
+    step_timeout: float = option(300.0, "Seconds without a finished step, with work open, until the engine is stuck.", low=1)
+    request_timeout: float | None = option(None, "Seconds any request may take, queue included.", low=0.001)
+    metrics_compat: str = option("vllm", "Also export metrics under another engine's names.", choices=("vllm", "none"))
+    log_level: str = option("info", "Detail of the log.", choices=("debug", "info", "warning", "error"))
+    log_style: str = option("text", "Shape of the log.", choices=("text", "json"))
+
+    def __post_init__(self) -> None:
+        """Check every field against its declaration."""
+        _check_fields(self)
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise ConfigError(f"root_path is {self.root_path!r}; it starts with / and does not end with one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """All an engine needs to start, as the user asked for it."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    @classmethod
+    def from_options(cls, *, preset: str | None = None, **options: Any) -> EngineConfig:
+        """Build from flat options (`model="...", page_size=16`), the spelling of `LLM(...)` and of the flags.
+
+        Raises:
+            ConfigError: for an unknown option (with the nearest known one), a bad value or a bad preset.
+        """
+        if preset is not None:
+            if preset not in PRESETS:
+                raise ConfigError(f"preset is {preset!r}; allowed: {', '.join(PRESETS)}")
+            options = PRESETS[preset] | {k: v for k, v in options.items() if v is not None}
+        parts = split_options(options, _ENGINE_PARTS)
+        return cls(**{name: _ENGINE_PARTS[name](**values) for name, values in parts.items()})
+
+
+_ENGINE_PARTS: dict[str, type] = {"model": ModelConfig, "cache": CacheConfig, "scheduler": SchedulerConfig}
+
+
+def split_options(options: Mapping[str, Any], parts: Mapping[str, type]) -> dict[str, dict[str, Any]]:
+    """Sort flat options into the config classes that declare them, aliases included.
+
+    Raises:
+        ConfigError: for an option that no class declares, naming the nearest one.
+    """
+    owners: dict[str, tuple[str, dataclasses.Field[Any]]] = {}
+    for part, cls in parts.items():
+        for spec in dataclasses.fields(cls):
+            for name in (spec.name, *spec.metadata.get("aliases", ())):
+                owners[name] = (part, spec)
+    result: dict[str, dict[str, Any]] = {part: {} for part in parts}
+    for name, value in options.items():
+        if name not in owners:
+            near = difflib.get_close_matches(name, owners, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"unknown option {name!r}{hint}")
+        part, spec = owners[name]
+        if spec.name in result[part]:
+            raise ConfigError(f"{spec.name} is given twice (once as {name})")
+        result[part][spec.name] = _coerce(spec, value)
+    return result
+
+
+def _coerce(spec: dataclasses.Field[Any], value: Any) -> Any:
+    """Accept a lone string where a tuple of strings is declared."""
+    if str(spec.type).startswith("tuple"):
+        return (value,) if isinstance(value, str) else tuple(value or ())
+    return value

@@ -1,0 +1,124 @@
+"""What comes back: the engine's `TokenOutput` per step, and the `RequestOutput` users see (shaped like vLLM's)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a sample ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+@dataclass(slots=True)
+class TokenLogprobs:
+    """Log-probabilities at one position: entry 0 is the token that was taken (or given), the rest the most likely."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    """Natural logarithms of the model's own distribution (before temperature, penalties and masks); never -inf or NaN."""
+    ranks: list[int]
+    """1 is the most likely token of the position."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestMetrics:
+    """Times of one sample on the monotonic clock, in seconds, and what it cost; 0.0 where it never happened."""
+
+    arrival_time: float
+    first_scheduled_time: float = 0.0
+    first_token_time: float = 0.0
+    last_token_time: float = 0.0
+    finished_time: float = 0.0
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+    num_recomputed_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class TokenOutput:
+    """What one step brought for one sample of one request; crosses the process boundary."""
+
+    request_id: str
+    index: int
+    """Which of the request's `n` samples."""
+    token_ids: list[int]
+    """The new tokens, a stop token included."""
+    logprobs: list[TokenLogprobs] | None = None
+    """One entry per new token when asked for."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """Sent once, with the first tokens: one entry per prompt token from the second on."""
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    """The id of the stop token when one of `stop_token_ids` ended the sample."""
+    error: str | None = None
+    """With FinishReason.ERROR: what happened, fit for the client."""
+    error_kind: str | None = None
+    """With FinishReason.ERROR: the name of the class in `base/errors.py`."""
+    num_cached_tokens: int = 0
+    metrics: RequestMetrics | None = None
+    """Sent with the finish."""
+
+
+@dataclass(slots=True)
+class Logprob:
+    """One token's log-probability as users see it."""
+
+    logprob: float
+    rank: int | None = None
+    decoded_token: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class CompletionOutput:
+    """One sample's output, cumulative unless said otherwise."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing more will come."""
+        return self.finish_reason is not None
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestOutput:
+    """A request's prompt and its samples."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    finished: bool
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+    """One entry per prompt token; the first is None."""
+    num_cached_tokens: int = 0
+    metrics: RequestMetrics | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class BeamSearchSequence:
+    """One finished beam."""
+
+    tokens: list[int]
+    cum_logprob: float
+    text: str = ""
+    finish_reason: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class BeamSearchOutput:
+    """The best beams of one prompt, best first."""
+
+    sequences: list[BeamSearchSequence]
