@@ -16,6 +16,9 @@ from typing import Any
 from quire.base.errors import ConfigError
 
 BUILTIN_MODEL = "quire-demo"
+API_KEY_VARIABLE = "QUIRE_API_KEY"
+"""Environment variable that holds the API key, for servers that accept one and for clients that send it."""
+
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PRESETS: dict[str, dict[str, Any]] = {

@@ -62,7 +62,7 @@ class TokenOutput:
     """With FinishReason.ERROR: the name of the class in `base/errors.py`."""
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
-    """Sent with the finish."""
+    """Sent with the first token and with the finish."""
 
 
 @dataclass(slots=True)

@@ -180,6 +180,7 @@ class BeamSearchParams:
     max_tokens: int
     ignore_eos: bool = False
     temperature: float = 0.0
+    """0 and 1 score by the model's own distribution, anything else by the distribution at that temperature."""
     length_penalty: float = 1.0
 
     def __post_init__(self) -> None:

@@ -5,17 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-
-@dataclass(frozen=True, slots=True)
-class KVLayerSpec:
-    """One layer's share of the KV cache."""
-
-    num_kv_heads: int
-    head_dim: int
-
-    def bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of K and V of one token: 2 x kv heads x head size x bytes per number."""
-        return 2 * self.num_kv_heads * self.head_dim * itemsize
+from quire.layers.config import KVLayerSpec as KVLayerSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

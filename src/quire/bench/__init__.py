@@ -1,0 +1,1 @@
+"""Measurements: offline throughput, a running server under load, paging against contiguous memory, and their tables."""

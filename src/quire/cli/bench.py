@@ -1,0 +1,173 @@
+"""Measure on this machine: offline throughput, a running server under load, or the cost of paging.
+
+Every number is of this run; a ratio compares two sides of the same run. Counts and times are bounded by the flags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import typing
+from typing import Any
+
+from quire.base.config import PAGE_SIZES
+from quire.base.log import configure_logging
+from quire.cli.flags import add_engine_flags, read_options
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `quire bench`."""
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,paging}")
+    offline = kinds.add_parser("offline", help="one request at a time against all at once, engine in this process")
+    serving = kinds.add_parser("serving", help="latency and goodput of an OpenAI-style server under load")
+    paging = kinds.add_parser("paging", help="attention over pages against contiguous memory, by page size")
+    _configure_offline(offline)
+    _configure_serving(serving)
+    _configure_paging(paging)
+    for kind in (offline, serving, paging):
+        kind.add_argument("--json", action="store_true", help="Print the result as JSON.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    configure_logging("warning")
+    runs = {"offline": _run_offline, "serving": _run_serving, "paging": _run_paging}
+    return runs[args.kind](args)
+
+
+def _add_load_flags(parser: argparse.ArgumentParser, load: type, texts: dict[str, str]) -> None:
+    """A flag for each described field of a load dataclass, with its default and type."""
+    hints = typing.get_type_hints(load)
+    for field in dataclasses.fields(load):
+        if field.name not in texts:
+            continue
+        arguments = [kind for kind in typing.get_args(hints[field.name]) if kind is not type(None)]
+        kind = arguments[0] if arguments else hints[field.name]
+        default = None if field.default is None else field.default
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            dest=f"load_{field.name}",
+            type=kind,
+            default=default,
+            metavar={int: "N", float: "X"}.get(kind, "TEXT"),
+            help=f"{texts[field.name]} Default: {default}." if default is not None else texts[field.name],
+        )
+
+
+def _load_options(args: argparse.Namespace) -> dict[str, Any]:
+    prefix = "load_"
+    return {name.removeprefix(prefix): value for name, value in vars(args).items() if name.startswith(prefix)}
+
+
+def _configure_offline(parser: argparse.ArgumentParser) -> None:
+    from quire.bench.offline import OfflineLoad
+
+    texts = {
+        "num_requests": "Requests sent at once.",
+        "num_alone": "Requests run one at a time.",
+        "input_low": "Shortest prompt, in tokens.",
+        "input_high": "Longest prompt, in tokens.",
+        "output_tokens": "Tokens each request generates.",
+        "max_seconds": "Time limit for the run.",
+    }
+    _add_load_flags(parser, OfflineLoad, texts)
+    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="A checkpoint's directory or hub id.")
+    add_engine_flags(parser)
+
+
+def _run_offline(args: argparse.Namespace) -> int:
+    from quire.bench import offline, report
+    from quire.engine.llm import LLM
+
+    load = offline.OfflineLoad(**_load_options(args))
+    options = read_options(args)
+    with LLM(preset=options.preset, **options.engine) as llm:
+        result = offline.run_offline(llm, load)
+    print(report.as_json(result) if args.json else offline.describe(result))
+    return 0
+
+
+def _configure_serving(parser: argparse.ArgumentParser) -> None:
+    from quire.bench.serving import Load
+
+    parser.add_argument("--url", default="http://127.0.0.1:8000", help="The server. Default: http://127.0.0.1:8000.")
+    parser.add_argument("--model", help="The model to ask for; the first the server lists when not given.")
+    texts = {
+        "num_requests": "Requests per measured rate.",
+        "concurrency": "Most requests open at once.",
+        "prompt_words": "Words per prompt.",
+        "output_tokens": "Tokens each request generates.",
+        "max_seconds": "Time limit per measured rate.",
+        "seed": "Seed of arrivals and prompts.",
+    }
+    _add_load_flags(parser, Load, texts)
+    parser.add_argument(
+        "--rate", type=float, nargs="+", metavar="X", help="Requests per second, as a Poisson process; several give a "
+        "goodput curve. Without it, --concurrency requests are kept open."
+    )  # fmt: skip
+    parser.add_argument("--target-first-token", type=float, default=1.0, metavar="X", help="Seconds. Default: 1.")
+    parser.add_argument("--target-inter-token", type=float, default=0.1, metavar="X", help="Seconds. Default: 0.1.")
+    parser.add_argument("--target-share", type=float, default=0.9, metavar="X", help="Of requests. Default: 0.9.")
+
+
+def _run_serving(args: argparse.Namespace) -> int:
+    print(asyncio.run(_serving(args)))
+    return 0
+
+
+async def _serving(args: argparse.Namespace) -> str:
+    from quire.bench import report, serving
+    from quire.bench.client import Endpoint
+
+    options = _load_options(args)
+    endpoint = Endpoint(args.url, max_connections=options["concurrency"])
+    try:
+        model = await endpoint.pick_model(args.model)
+        rates: list[float] = args.rate or []
+        if len(rates) < 2:
+            load = serving.Load(model=model, rate=rates[0] if rates else None, **options)
+            result = await serving.run_load(endpoint, load)
+            return report.as_json(result) if args.json else serving.describe(result)
+
+        async def measure(rate: float) -> serving.ServingResult:
+            return await serving.run_load(endpoint, serving.Load(model=model, rate=rate, **options))
+
+        targets = serving.Targets(
+            first_token=args.target_first_token, inter_token=args.target_inter_token, share=args.target_share
+        )
+        curve = await serving.goodput_curve(measure, rates, targets)
+        return report.as_json(curve) if args.json else serving.describe_curve(curve)
+    finally:
+        await endpoint.close()
+
+
+def _configure_paging(parser: argparse.ArgumentParser) -> None:
+    shape = {"rows": 16, "context": 512, "num-heads": 8, "num-kv-heads": 2, "head-dim": 64}
+    for name, default in shape.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"Default: {default}.")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="Default: float32.")
+    parser.add_argument("--backend", default="cpu", help="Attention backend, or the device whose best one is meant.")
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="Rounds of measuring. Default: 30.")
+    parser.add_argument("--max-seconds", type=float, default=60.0, metavar="X", help="Time limit. Default: 60.")
+    sizes = " ".join(map(str, PAGE_SIZES))
+    parser.add_argument(
+        "--page-size", type=int, nargs="+", choices=PAGE_SIZES, default=PAGE_SIZES, help=f"Default: {sizes}."
+    )
+
+
+def _run_paging(args: argparse.Namespace) -> int:
+    from quire.bench import paging, report
+
+    shape = paging.AttentionShape(
+        rows=args.rows,
+        context=args.context,
+        num_heads=args.num_heads,
+        num_kv_heads=args.num_kv_heads,
+        head_dim=args.head_dim,
+        dtype=args.dtype,
+    )
+    sizes = tuple(args.page_size)
+    result = paging.run_paging(shape, sizes, backend=args.backend, rounds=args.rounds, max_seconds=args.max_seconds)
+    print(report.as_json(result) if args.json else paging.describe(result))
+    return 0

@@ -1,0 +1,192 @@
+"""Puts an engine together: find the checkpoint, decide, load, allocate, warm up. The engine's only assembly line.
+
+The one file of `engine/` that reaches the device tower; a front end in another process never imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from quire.attention import select_backend
+from quire.base.config import EngineConfig
+from quire.base.errors import ConfigError, StepError
+from quire.base.request import EngineRequest
+from quire.base.sampling import SamplingParams
+from quire.cache.manager import KVCacheManager
+from quire.engine.core import EngineCore
+from quire.engine.info import EngineInfo
+from quire.engine.messages import AddMessage
+from quire.engine.resolve import DeviceFacts, ResolvedConfig, builtin_path, resolve
+from quire.layers.context import BuildContext
+from quire.models.hub import locate
+from quire.models.info import ModelInfo
+from quire.models.inspect import inspect_model
+from quire.models.loader import load_model
+from quire.runner.device import Device, select_device
+from quire.runner.kv_tensors import allocate
+from quire.runner.model_runner import ModelRunner
+from quire.scheduler.budget import SchedulerLimits
+from quire.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class StartupLedger:
+    """The start-up's phases and what each took, printed as they end."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._began = time.perf_counter()
+        self.lines: list[str] = []
+
+    def phase(self, name: str) -> None:
+        """Note that everything since the last call was `name`."""
+        now = time.perf_counter()
+        self.lines.append(f"{name:<24}{now - self._began:6.2f} s")
+        self._began = now
+        self._report(name)
+
+
+def build_core(config: EngineConfig, *, report: Callable[[str], None] = logger.debug) -> tuple[EngineCore, EngineInfo]:
+    """Build a warmed-up engine core and the description its front end needs; `report` hears of each finished phase.
+
+    Raises:
+        ConfigError, UnsupportedModelError, WeightError: when this model cannot run as asked.
+    """
+    ledger = StartupLedger(report)
+    for module in config.model.plugins:
+        _import_plugin(module)
+    device = select_device(config.model.device)
+    info = inspect_model(model_path(config))
+    ledger.phase("read configuration")
+    resolved = resolve(config, info, _facts(device), tokenizer_path=tokenizer_path(config, info))
+    core = _assemble(info, resolved, device, ledger)
+    _warm_up(core)
+    ledger.phase("warm-up token")
+    return core, _describe(config, info, resolved, ledger)
+
+
+def model_path(config: EngineConfig) -> str:
+    """Directory of the model asked for: built in, local, or fetched from the hub (optional dependency)."""
+    builtin = builtin_path(config.model.model)
+    return str(builtin or locate(config.model.model, revision=config.model.revision))
+
+
+def tokenizer_path(config: EngineConfig, info: ModelInfo) -> str:
+    """Directory of the tokenizer: the model's own unless another was asked for."""
+    if config.model.tokenizer is None:
+        return info.path
+    builtin = builtin_path(config.model.tokenizer)
+    return str(builtin or locate(config.model.tokenizer, revision=None))
+
+
+def _facts(device: Device) -> DeviceFacts:
+    return DeviceFacts(
+        name=device.torch_device.type,
+        auto_dtype=str(device.auto_dtype()).removeprefix("torch."),
+        free_bytes=device.available_memory(),
+        threads=device.threads,
+    )
+
+
+def _assemble(info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger: StartupLedger) -> EngineCore:
+    torch.set_num_threads(resolved.threads)
+    attention = select_backend(resolved.device)
+    context = BuildContext(
+        dtype=getattr(torch, resolved.dtype),
+        device=device.torch_device,
+        attention=attention,
+        max_model_len=resolved.max_model_len,
+    )
+    model = load_model(info, context)
+    ledger.phase("load weights")
+    kv = allocate(
+        info.kv_layers,
+        attention=attention,
+        num_pages=resolved.memory.num_pages,
+        page_size=resolved.page_size,
+        dtype=getattr(torch, resolved.kv_cache_dtype),
+        device=device.torch_device,
+    )
+    runner = ModelRunner(
+        model,
+        backend=attention,
+        device=device,
+        kv=kv,
+        max_num_seqs=resolved.max_num_seqs,
+        max_model_len=resolved.max_model_len,
+        page_size=resolved.page_size,
+    )
+    ledger.phase("allocate KV pages")
+    return EngineCore(
+        build_scheduler(info, resolved), runner, overlap=resolved.async_scheduling, debug=resolved.debug
+    )
+
+
+def build_scheduler(info: ModelInfo, resolved: ResolvedConfig) -> Scheduler:
+    """The scheduler and its cache for a resolved configuration."""
+    cache = KVCacheManager(
+        num_pages=resolved.memory.num_pages,
+        page_size=resolved.page_size,
+        enable_prefix_caching=resolved.enable_prefix_caching,
+        fingerprint=f"{info.path}:{resolved.kv_cache_dtype}".encode(),
+        debug=resolved.debug,
+    )
+    limits = SchedulerLimits(
+        max_num_seqs=resolved.max_num_seqs,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        max_prefill_tokens_mixed=resolved.max_prefill_tokens_mixed,
+        max_model_len=resolved.max_model_len,
+        policy=resolved.scheduling_policy,
+        priority_ageing_seconds=resolved.priority_ageing_seconds,
+    )
+    return Scheduler(limits, cache, clock=time.monotonic, eos_token_ids=frozenset(info.eos_token_ids))
+
+
+def _warm_up(core: EngineCore) -> None:
+    """Draw one real token, so that ready means ready and the first user pays for no lazy initialisation."""
+    request = EngineRequest(
+        request_id="warm-up",
+        prompt_token_ids=[0],
+        params=SamplingParams(temperature=0.0, max_tokens=1),
+        max_tokens=1,
+        seed=0,
+        arrival_time=time.monotonic(),
+    )
+    core.inbox.put(AddMessage([request]))
+    while core.has_work:
+        for output in core.advance():
+            if output.error is not None:
+                raise StepError(f"the warm-up step failed: {output.error}")
+
+
+def _describe(config: EngineConfig, info: ModelInfo, resolved: ResolvedConfig, ledger: StartupLedger) -> EngineInfo:
+    return EngineInfo(
+        model_path=resolved.model_path,
+        tokenizer_path=resolved.tokenizer_path,
+        served_names=resolved.served_names,
+        max_model_len=resolved.max_model_len,
+        vocab_rows=info.vocab_rows,
+        eos_token_ids=info.eos_token_ids,
+        default_sampling=dict(info.default_sampling) if config.model.generation_config == "auto" else {},
+        max_num_seqs=resolved.max_num_seqs,
+        max_num_waiting=resolved.max_num_waiting,
+        seed=resolved.seed,
+        created=int(time.time()),
+        resolved=resolved.as_dict(),
+        ledger=(*ledger.lines, *resolved.memory.lines()),
+    )
+
+
+def _import_plugin(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        where = Path.cwd()
+        raise ConfigError(f"plugin module {module!r} cannot be imported (from {where}): {error}") from error

@@ -1,0 +1,152 @@
+"""The step loop: schedule, launch, commit. Knows the order of things, and nothing of models, text or processes."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from quire.base.errors import StepError
+from quire.base.metrics import EngineStats
+from quire.base.outputs import TokenOutput
+from quire.base.step import SampledTokens, SchedulerOutput
+from quire.engine.messages import AbortMessage, AddMessage, StopMessage, ToEngine
+from quire.scheduler.scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
+
+
+class PendingStep(Protocol):
+    """Device work that was launched."""
+
+    def wait(self) -> SampledTokens:
+        """Block until it is done; raises StepError when it failed."""
+
+
+class StepRunner(Protocol):
+    """What the loop needs of `runner.model_runner.ModelRunner`."""
+
+    def launch(self, work: SchedulerOutput) -> PendingStep:
+        """Queue one step on the device; raises StepError when it cannot run."""
+
+    def poison(self, pages: list[int]) -> None:
+        """Debug mode: overwrite freed pages with NaN."""
+
+
+class FailedLaunch:
+    """A step that could not even be queued; waiting for it reports why."""
+
+    def __init__(self, error: StepError) -> None:
+        self._error = error
+
+    def wait(self) -> SampledTokens:
+        """Raise what the launch raised."""
+        raise self._error
+
+
+class EngineCore:
+    """The step loop. One thread owns it; everything else puts messages in its inbox."""
+
+    def __init__(self, scheduler: Scheduler, runner: StepRunner, *, overlap: bool = False, debug: bool = False) -> None:
+        self.scheduler = scheduler
+        self.runner = runner
+        self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self.advance = self.step_overlapped if overlap else self.step
+        self.is_stopped = False
+        self._in_flight: tuple[SchedulerOutput, PendingStep] | None = None
+        self._ended: list[TokenOutput] = []  # ended outside a step: aborted, refused, out of time
+        self._debug = debug
+        self._num_steps = 0
+        self._step_seconds = 0.0
+        self._device_seconds = 0.0
+
+    def step(self) -> list[TokenOutput]:
+        """Take one step: who runs, run them, append what they drew."""
+        self._drain_inbox()  # new requests, aborts, deadlines
+        work = self.scheduler.schedule()  # who runs, how many tokens, on which pages
+        if work is None:
+            return self._take_ended()
+        pending = self._launch(work)  # device work queued; does not block
+        return self._commit(work, pending)  # append tokens, publish full pages, finish or go on
+
+    def step_overlapped(self) -> list[TokenOutput]:
+        """The same step, hiding the host work of batch n+1 behind the device time of batch n."""
+        self._drain_inbox()
+        work = self.scheduler.schedule()
+        launched = (work, self._launch(work)) if work else None
+        previous, self._in_flight = self._in_flight, launched
+        return self._commit(*previous) if previous else self._take_ended()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step now could bring anything."""
+        return self._in_flight is not None or self.scheduler.has_unfinished or not self.inbox.empty()
+
+    def run(self, deliver: Callable[[list[TokenOutput], EngineStats], None]) -> None:
+        """Step until told to stop, handing each step's outputs to `deliver`; an idle engine sleeps and costs nothing."""
+        while not self.is_stopped:
+            if not self.has_work:
+                if self._debug:
+                    self.scheduler.check()
+                self._handle(self.inbox.get())
+            steps, began = self._num_steps, time.perf_counter()
+            outputs = self.advance()
+            self._step_seconds += time.perf_counter() - began
+            if outputs or self._num_steps != steps:
+                deliver(outputs, self.stats())
+
+    def stats(self) -> EngineStats:
+        """The engine's numbers after the last step."""
+        stats = self.scheduler.stats()
+        stats.step = self._num_steps
+        stats.step_seconds = self._step_seconds
+        stats.host_seconds = max(0.0, self._step_seconds - self._device_seconds)
+        return stats
+
+    def _launch(self, work: SchedulerOutput) -> PendingStep:
+        began = time.perf_counter()
+        try:
+            if self._debug:
+                self.runner.poison(self.scheduler.cache.take_freed_pages())
+            return self.runner.launch(work)
+        except StepError as error:
+            return FailedLaunch(error)
+        finally:
+            self._device_seconds += time.perf_counter() - began
+
+    def _commit(self, work: SchedulerOutput, pending: PendingStep) -> list[TokenOutput]:
+        began = time.perf_counter()
+        self._num_steps += 1
+        try:
+            sampled = pending.wait()
+        except StepError as error:
+            logger.error("step %d failed: %s", work.step, error)
+            return self._take_ended() + self.scheduler.fail(work, str(error), "StepError")
+        finally:
+            self._device_seconds += time.perf_counter() - began
+        outputs = self._take_ended() + self.scheduler.commit(work, sampled)
+        if self._debug:
+            self.scheduler.check()
+        return outputs
+
+    def _drain_inbox(self) -> None:
+        while not self.inbox.empty():  # this thread is the only consumer
+            self._handle(self.inbox.get())
+        self._ended += self.scheduler.expire()
+
+    def _handle(self, message: ToEngine) -> None:
+        match message:
+            case AddMessage(requests):
+                for request in requests:
+                    self._ended += self.scheduler.add(request)
+            case AbortMessage(request_ids, samples):
+                self._ended += self.scheduler.abort(request_ids)
+                self._ended += self.scheduler.abort_samples(samples)
+            case StopMessage():
+                self.is_stopped = True
+
+    def _take_ended(self) -> list[TokenOutput]:
+        ended, self._ended = self._ended, []
+        return ended

@@ -1,0 +1,54 @@
+"""What a ready engine tells its front end about itself, and what a front end may observe. Torch-free, crosses processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from quire.base.outputs import RequestMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """A started engine: what it serves, its limits, and how it came to them."""
+
+    model_path: str
+    tokenizer_path: str
+    served_names: tuple[str, ...]
+    max_model_len: int
+    """Longest prompt plus output, in tokens."""
+    vocab_rows: int
+    """Valid token ids are 0 to vocab_rows - 1."""
+    eos_token_ids: tuple[int, ...] = ()
+    default_sampling: dict[str, Any] = field(default_factory=dict)
+    """`SamplingParams` fields that the checkpoint's generation_config.json sets."""
+    max_num_seqs: int = 1
+    max_num_waiting: int = 4096
+    seed: int = 0
+    created: int = 0
+    """Unix seconds of the start."""
+    resolved: dict[str, Any] = field(default_factory=dict)
+    """Every decided setting, for the log and `/server_info`."""
+    ledger: tuple[str, ...] = ()
+    """The start-up's phases with their times, and the memory arithmetic, as lines to print."""
+
+
+class EngineObserver(Protocol):
+    """Receives what happens to requests as it happens; called on the event loop, must not block."""
+
+    def first_token(self, seconds: float) -> None:
+        """A request's first token arrived `seconds` after the request did."""
+
+    def inter_token(self, seconds: float, num_tokens: int) -> None:
+        """`num_tokens` more tokens arrived `seconds` after the one before them."""
+
+    def finished(
+        self,
+        metrics: RequestMetrics,
+        *,
+        prompt_tokens: int,
+        output_tokens: int,
+        reason: str,
+        error_kind: str | None,
+    ) -> None:
+        """One sample ended, for a finish reason or with an error of the named class."""

@@ -1,0 +1,168 @@
+"""The memory plan: arithmetic before allocation. `quire check`, the start-up log and the allocation share these numbers.
+
+Torch-free. Budgets are bytes, never fractions of something measured: weights and KV are exact, the workspace of a step is
+an estimate and says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quire.base.errors import ConfigError
+from quire.models.info import ModelInfo
+from quire.runner.sizing import kv_bytes, page_bytes, pages_for, row_bytes
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+_AUTO_SHARE = 0.5
+"""Share of what is left after weights and workspace that the cache takes when no budget is given: the machine is not ours
+alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepLimits:
+    """What one step may hold; part of the resolved configuration."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What a model takes on a device, in bytes, and the lengths and concurrency that buys."""
+
+    weight_bytes: int
+    workspace_bytes: int
+    row_bytes: int
+    kv_bytes_per_token: int
+    page_bytes: int
+    num_pages: int
+    page_size: int
+    max_model_len: int
+    free_bytes: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all pages."""
+        return self.num_pages * self.page_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """Everything together."""
+        return self.weight_bytes + self.workspace_bytes + self.row_bytes + self.kv_bytes
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the cache holds."""
+        return self.num_pages * self.page_size
+
+    def lines(self) -> list[str]:
+        """The arithmetic as lines to print."""
+        full = self.num_tokens / self.max_model_len
+        return [
+            f"weights     {format_bytes(self.weight_bytes):>11}",
+            f"KV pages    {format_bytes(self.kv_bytes):>11}  = {self.num_pages} pages x {self.page_size} tokens x "
+            f"{self.kv_bytes_per_token} B",
+            f"workspace   {format_bytes(self.workspace_bytes + self.row_bytes):>11}  (estimate)",
+            f"total       {format_bytes(self.total_bytes):>11}  of {format_bytes(self.free_bytes)} free",
+            f"room for {self.num_tokens} tokens: {full:.1f} requests of the full {self.max_model_len}, "
+            f"more when they are shorter",
+        ]
+
+
+def plan_memory(
+    info: ModelInfo,
+    limits: StepLimits,
+    *,
+    dtype: str,
+    kv_dtype: str,
+    page_size: int,
+    max_model_len: int | None,
+    kv_budget: int | None,
+    free_bytes: int,
+) -> MemoryPlan:
+    """Decide the number of pages and, when `max_model_len` is None, the longest length that fits.
+
+    Raises:
+        ConfigError: when the model, or `max_model_len`, does not fit, with the numbers and what would fit.
+    """
+    weights = info.num_parameters * ITEMSIZE[dtype]
+    wanted_len = max_model_len or info.max_position
+    workspace = workspace_bytes(info, limits, wanted_len)
+    per_page = page_bytes(info.kv_layers, page_size=page_size, itemsize=ITEMSIZE[kv_dtype])
+    rows = row_bytes(max_num_seqs=limits.max_num_seqs, max_model_len=wanted_len, page_size=page_size)
+    left = free_bytes - weights - workspace - rows
+    most_useful = limits.max_num_seqs * pages_for(wanted_len, page_size) * per_page
+    budget = kv_budget if kv_budget is not None else min(most_useful, int(max(0, left) * _AUTO_SHARE))
+    num_pages = budget // per_page
+    plan = MemoryPlan(
+        weight_bytes=weights,
+        workspace_bytes=workspace,
+        row_bytes=rows,
+        kv_bytes_per_token=info.kv_bytes_per_token(ITEMSIZE[kv_dtype]),
+        page_bytes=per_page,
+        num_pages=num_pages,
+        page_size=page_size,
+        max_model_len=min(wanted_len, num_pages * page_size) if max_model_len is None else wanted_len,
+        free_bytes=free_bytes,
+    )
+    _check_fits(plan, wanted_len, is_given=max_model_len is not None)
+    return plan
+
+
+def _check_fits(plan: MemoryPlan, wanted_len: int, *, is_given: bool) -> None:
+    if plan.total_bytes > plan.free_bytes:
+        over = plan.total_bytes - plan.free_bytes
+        raise ConfigError(
+            f"the model needs {format_bytes(plan.total_bytes)} (weights {format_bytes(plan.weight_bytes)}, KV pages "
+            f"{format_bytes(plan.kv_bytes)}, workspace {format_bytes(plan.workspace_bytes + plan.row_bytes)}) and "
+            f"{format_bytes(plan.free_bytes)} are free. To fit, save {format_bytes(over)}: a smaller "
+            f"kv_cache_memory_bytes or max_model_len, dtype=bfloat16 for half the weights, or a smaller model"
+        )
+    needed = pages_for(wanted_len if is_given else 1, plan.page_size)
+    if plan.num_pages < max(needed, 1):
+        need = max(needed, 1) * plan.page_bytes
+        holds = plan.num_pages * plan.page_size
+        raise ConfigError(
+            f"one request of {wanted_len} tokens needs {format_bytes(need)} of KV pages and the cache gets "
+            f"{format_bytes(plan.kv_bytes)} ({holds} tokens). Set kv_cache_memory_bytes to at least {need}, or "
+            f"max_model_len to at most {holds}"
+        )
+
+
+def workspace_bytes(info: ModelInfo, limits: StepLimits, max_model_len: int) -> int:
+    """Estimate of a step's activations: widest layer tensors in float32 for every token, scores, and logits.
+
+    T x (8 E + 3 F) + H x 64 x L + 3 R x V numbers of 4 bytes; the reference attention scores at most a chunk of one
+    request at a time, and 64 of its query rows stand for what is alive of them at once.
+    """
+    config = info.config
+    width = _first_int(config, "hidden_size", "n_embd", "d_model")
+    mlp = _first_int(config, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", default=4 * width)
+    heads = _first_int(config, "num_attention_heads", "n_head", default=1)
+    step = limits.max_num_batched_tokens * (8 * width + 3 * mlp)
+    scores = heads * min(64, limits.max_num_batched_tokens) * max_model_len
+    logits = 3 * limits.max_num_seqs * info.vocab_rows
+    return 4 * (step + scores + logits)
+
+
+def _first_int(config: dict[str, Any], *keys: str, default: int = 0) -> int:
+    values = (config.get(key) for key in keys)
+    return next((value for value in values if isinstance(value, int)), default)
+
+
+def allocated_kv_bytes(info: ModelInfo, plan: MemoryPlan, *, kv_dtype: str) -> int:
+    """What the runner will allocate for `plan`; equals `plan.kv_bytes` (S10)."""
+    return kv_bytes(
+        info.kv_layers, num_pages=plan.num_pages, page_size=plan.page_size, itemsize=ITEMSIZE[kv_dtype]
+    )
+
+
+def format_bytes(count: int) -> str:
+    """A byte count for people: 1536 is 1.5 KiB."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

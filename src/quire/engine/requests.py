@@ -1,0 +1,130 @@
+"""From what a user asks to what the engine runs: prompts to ids, limits checked, seeds drawn. Shared by both fronts."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quire.base.errors import ContextLengthError, InvalidRequestError
+from quire.base.request import EngineRequest
+from quire.base.sampling import SamplingParams, check_token_ids
+from quire.engine.info import EngineInfo
+from quire.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestOptions:
+    """What a request carries besides its prompt and sampling."""
+
+    priority: int = 0
+    """Lower runs earlier."""
+    timeout: float | None = None
+    """Seconds the request may take, queue included."""
+    cache_salt: str | None = None
+    """Only requests of equal salt share cached pages."""
+    caps_length: bool = False
+    """End at the model's length with reason `length` instead of refusing a prompt and max_tokens that exceed it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A checked request: what goes to the engine, and the prompt's text where there was one."""
+
+    engine: EngineRequest
+    prompt: str | None
+
+
+class RequestPreparer:
+    """Turns prompts and sampling parameters into `EngineRequest`s for one engine."""
+
+    def __init__(self, info: EngineInfo, tokenizer: Tokenizer) -> None:
+        self._info = info
+        self._tokenizer = tokenizer
+        self._numbers = itertools.count()
+
+    def default_params(self, **given: Any) -> SamplingParams:
+        """Sampling parameters from the model's own defaults with `given` on top."""
+        return SamplingParams(**{**self._info.default_sampling, **given})
+
+    def encode(self, prompt: Prompt) -> tuple[list[int], str | None]:
+        """Token ids of a prompt and its text; raises InvalidRequestError for a prompt of no known form."""
+        if isinstance(prompt, Mapping):
+            known = [prompt[key] for key in ("prompt_token_ids", "prompt") if prompt.get(key) is not None]
+            if not known or set(prompt) - {"prompt", "prompt_token_ids"}:
+                raise InvalidRequestError(
+                    f"a prompt dict holds prompt_token_ids or prompt, found {sorted(prompt)}", param="prompt"
+                )
+            ids, text = self.encode(known[0])
+            return ids, text if text is not None else prompt.get("prompt")
+        if isinstance(prompt, str):
+            return self._tokenizer.encode(prompt), prompt
+        return list(prompt), None
+
+    def prepare(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str, options: RequestOptions
+    ) -> PreparedRequest:
+        """Check everything that can be wrong with a request and build it.
+
+        Raises:
+            ContextLengthError: the prompt, or prompt and max_tokens, exceed the model's length.
+            InvalidRequestError: anything else the request asks for that cannot be had.
+        """
+        ids, text = self.encode(prompt)
+        check_token_ids("prompt", ids, self._info.vocab_rows)
+        params.check_ids(self._info.vocab_rows)
+        if options.cache_salt is not None and not options.cache_salt:
+            raise InvalidRequestError("cache_salt must be a non-empty string", param="cache_salt")
+        number = next(self._numbers)
+        now = time.monotonic()
+        request = EngineRequest(
+            request_id=request_id,
+            prompt_token_ids=ids,
+            params=params,
+            max_tokens=self._max_tokens(len(ids), params, caps=options.caps_length),
+            seed=params.seed if params.seed is not None else self._seed(number),
+            arrival_time=now,
+            priority=options.priority,
+            deadline=None if options.timeout is None else now + options.timeout,
+            cache_salt=options.cache_salt,
+            bad_words_token_ids=self._bad_words(params.bad_words),
+        )
+        return PreparedRequest(request, text)
+
+    def _max_tokens(self, num_prompt: int, params: SamplingParams, *, caps: bool) -> int:
+        longest = self._info.max_model_len
+        if num_prompt == 0:
+            raise InvalidRequestError("the prompt is empty; at least one token is needed", param="prompt")
+        if num_prompt >= longest:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt} tokens; this model's maximum context length is {longest} tokens, at least one "
+                f"of them for the output. Shorten the prompt, or raise --max-model-len",
+                param="prompt",
+            )
+        room = longest - num_prompt
+        if params.max_tokens is None:
+            return room
+        if params.max_tokens > room and not caps:
+            raise ContextLengthError(
+                f"the prompt has {num_prompt} tokens and {params.max_tokens} completion tokens were requested, "
+                f"{num_prompt + params.max_tokens} in all; this model's maximum context length is {longest} tokens",
+                param="max_tokens",
+            )
+        return min(params.max_tokens, room)
+
+    def _seed(self, number: int) -> int:
+        """A 64-bit seed of the engine's seed and the request's number: a rerun of the same script draws the same."""
+        digest = hashlib.sha256(f"{self._info.seed}:{number}".encode()).digest()
+        return int.from_bytes(digest[:8], "little", signed=True)
+
+    def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token sequences of every bad word, at the start of a text and after a space, which tokenizers tell apart."""
+        spellings = [spelling for word in words for spelling in (word.lstrip(), " " + word.lstrip())]
+        encoded = (tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
+        return [list(ids) for ids in dict.fromkeys(encoded) if ids]

@@ -1,0 +1,161 @@
+"""Turns what the user asked into what the engine does: every default decided, every limit known, before weights load.
+
+Torch-free: the facts about the device come in as data. The result is logged whole at start and served at `/server_info`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quire.base.config import BUILTIN_MODEL, EngineConfig
+from quire.base.errors import ConfigError
+from quire.engine.memory import MemoryPlan, StepLimits, plan_memory
+from quire.models.info import ModelInfo
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+_DEVICE_DEFAULTS = {
+    # A CPU step is bound by arithmetic from a few dozen tokens on, so larger steps buy nothing and delay everyone.
+    "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_prefill_tokens_mixed": 256},
+    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_prefill_tokens_mixed": 2048},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFacts:
+    """What resolving needs to know of a device."""
+
+    name: str
+    """`cpu` or `cuda`."""
+    auto_dtype: str
+    free_bytes: int
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedConfig:
+    """Every setting as it will be used."""
+
+    model_path: str
+    tokenizer_path: str
+    served_names: tuple[str, ...]
+    architecture: str
+    family: str
+    implementation: str
+    rope: str
+    device: str
+    threads: int
+    dtype: str
+    kv_cache_dtype: str
+    page_size: int
+    enable_prefix_caching: bool
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_prefill_tokens_mixed: int
+    max_num_waiting: int
+    scheduling_policy: str
+    priority_ageing_seconds: float
+    async_scheduling: bool
+    seed: int
+    debug: bool
+    memory: MemoryPlan
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting as plain data, the memory plan included, for the log and `/server_info` (no file paths)."""
+        hidden = {"model_path", "tokenizer_path", "memory"}
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in hidden}
+        memory = dataclasses.asdict(self.memory) | {"kv_bytes": self.memory.kv_bytes}
+        return values | {"memory": memory}
+
+
+def builtin_path(model: str) -> Path | None:
+    """Directory of a model that ships with the package, or None for any other name."""
+    return ASSETS / model if model in (BUILTIN_MODEL, f"{BUILTIN_MODEL}-draft") else None
+
+
+def served_names(config: EngineConfig) -> tuple[str, ...]:
+    """Names the API answers to: those asked for, else the model as the user wrote it (a path: its last part)."""
+    if config.model.served_model_name:
+        return config.model.served_model_name
+    model = config.model.model
+    is_path = Path(model).is_absolute() or model.startswith((".", "~")) or Path(model).is_dir()
+    return (Path(model).expanduser().resolve().name,) if is_path else (model,)
+
+
+def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokenizer_path: str) -> ResolvedConfig:
+    """Decide every setting for this model on this device.
+
+    Raises:
+        ConfigError: when something asked for cannot be done, naming the setting that would change it.
+    """
+    limits = _step_limits(config, facts)
+    dtype = facts.auto_dtype if config.model.dtype == "auto" else config.model.dtype
+    kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else config.cache.kv_cache_dtype
+    _check_model_settings(config, info)
+    memory = plan_memory(
+        info,
+        limits,
+        dtype=dtype,
+        kv_dtype=kv_dtype,
+        page_size=config.cache.page_size,
+        max_model_len=config.model.max_model_len,
+        kv_budget=config.cache.kv_cache_memory_bytes,
+        free_bytes=facts.free_bytes,
+    )
+    scheduler = config.scheduler
+    mixed = scheduler.max_prefill_tokens_mixed or _DEVICE_DEFAULTS[facts.name]["max_prefill_tokens_mixed"]
+    return ResolvedConfig(
+        model_path=info.path,
+        tokenizer_path=tokenizer_path,
+        served_names=served_names(config),
+        architecture=info.architecture,
+        family=info.family,
+        implementation=info.implementation,
+        rope=info.rope,
+        device=facts.name,
+        threads=config.model.threads or facts.threads,
+        dtype=dtype,
+        kv_cache_dtype=kv_dtype,
+        page_size=config.cache.page_size,
+        enable_prefix_caching=config.cache.enable_prefix_caching,
+        max_model_len=memory.max_model_len,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_prefill_tokens_mixed=min(mixed, limits.max_num_batched_tokens),
+        max_num_waiting=scheduler.max_num_waiting,
+        scheduling_policy=scheduler.scheduling_policy,
+        priority_ageing_seconds=scheduler.priority_ageing_seconds,
+        async_scheduling=scheduler.async_scheduling,
+        seed=config.model.seed,
+        debug=config.cache.debug,
+        memory=memory,
+    )
+
+
+def _step_limits(config: EngineConfig, facts: DeviceFacts) -> StepLimits:
+    defaults = _DEVICE_DEFAULTS[facts.name]
+    seqs = config.scheduler.max_num_seqs or defaults["max_num_seqs"]
+    tokens = config.scheduler.max_num_batched_tokens
+    if tokens is not None and tokens < seqs:
+        raise ConfigError(
+            f"max_num_batched_tokens ({tokens}) is below max_num_seqs ({seqs}): a step could not advance every running "
+            f"request by one token. Raise the first or lower the second"
+        )
+    return StepLimits(max_num_seqs=seqs, max_num_batched_tokens=tokens or max(defaults["max_num_batched_tokens"], seqs))
+
+
+def _check_model_settings(config: EngineConfig, info: ModelInfo) -> None:
+    asked = config.model.max_model_len
+    if asked is not None and asked > info.max_position:
+        raise ConfigError(
+            f"max_model_len is {asked}; this checkpoint's configuration promises {info.max_position} positions. Lower it, "
+            f"or set the rope scaling the model was trained for in its config.json"
+        )
+    if config.model.tensor_parallel_size != 1:
+        raise ConfigError(
+            f"tensor_parallel_size is {config.model.tensor_parallel_size}; this version runs a model on one device. Set it "
+            f"to 1"
+        )

@@ -1,0 +1,101 @@
+"""The four ways to arrange attention, MLP and norms in a decoder layer.
+
+Every block takes (delta, residual), whose sum is the hidden state, and returns such a pair.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from quire.attention.interface import AttentionPlan
+from quire.layers.attention import Rotation
+from quire.layers.norm import Norm
+
+State = tuple[Tensor, Tensor | None]
+
+
+class SequentialBlock(nn.Module):
+    """h + attention(norm(h)), then h + mlp(norm(h)): LLaMA and most others."""
+
+    def __init__(
+        self, self_attn: nn.Module, mlp: nn.Module, input_layernorm: Norm, post_attention_layernorm: Norm
+    ) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = input_layernorm
+        self.post_attention_layernorm = post_attention_layernorm
+
+    def forward(
+        self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
+    ) -> State:
+        """delta, residual [T, E] → the same."""
+        x, residual = self.input_layernorm.add(delta, residual)
+        x, residual = self.post_attention_layernorm.add(self.self_attn(x, rotation, kv, plan), residual)
+        return self.mlp(x), residual
+
+
+class ParallelBlock(nn.Module):
+    """h + attention(norm(h)) + mlp(norm(h)): GPT-NeoX and Falcon; the MLP may share attention's norm."""
+
+    def __init__(
+        self,
+        self_attn: nn.Module,
+        mlp: nn.Module,
+        input_layernorm: Norm,
+        post_attention_layernorm: Norm | None,
+    ) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = input_layernorm
+        self.post_attention_layernorm = post_attention_layernorm
+
+    def forward(
+        self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
+    ) -> State:
+        """delta, residual [T, E] → the same."""
+        x, residual = self.input_layernorm.add(delta, residual)
+        second = self.post_attention_layernorm
+        other = x if second is None else second(residual)
+        return self.self_attn(x, rotation, kv, plan) + self.mlp(other), residual
+
+
+class SandwichBlock(nn.Module):
+    """h + norm(attention(norm(h))), then h + norm(mlp(norm(h))): Gemma 2 and 3."""
+
+    def __init__(self, self_attn: nn.Module, mlp: nn.Module, norms: tuple[Norm, Norm, Norm, Norm]) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm, self.post_attention_layernorm = norms[:2]
+        self.pre_feedforward_layernorm, self.post_feedforward_layernorm = norms[2:]
+
+    def forward(
+        self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
+    ) -> State:
+        """delta, residual [T, E] → the same."""
+        x, residual = self.input_layernorm.add(delta, residual)
+        x = self.post_attention_layernorm(self.self_attn(x, rotation, kv, plan))
+        x, residual = self.pre_feedforward_layernorm.add(x, residual)
+        return self.post_feedforward_layernorm(self.mlp(x)), residual
+
+
+class PostNormBlock(nn.Module):
+    """norm(h + attention(h)), then norm(h + mlp(h)): OPT 350M."""
+
+    def __init__(
+        self, self_attn: nn.Module, mlp: nn.Module, input_layernorm: Norm, post_attention_layernorm: Norm
+    ) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = input_layernorm
+        self.post_attention_layernorm = post_attention_layernorm
+
+    def forward(
+        self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
+    ) -> State:
+        """delta [T, E], no residual → the same."""
+        x, _ = self.input_layernorm.add(self.self_attn(delta, rotation, kv, plan), delta)
+        return self.post_attention_layernorm.add(self.mlp(x), x)[0], None

@@ -1,0 +1,62 @@
+"""What the installed `transformers` could run for us, read from its source files as text: it is not imported here.
+
+Importing transformers costs seconds and torch; `quire check` needs only to know whether a class exists there and takes
+its attention from the registry the adapter plugs into. Final proof is the adapter's own probe when the model is built.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROVEN = {"StableLmForCausalLM"}
+"""Classes that take attention from the registry without saying so; a parity test stands for each."""
+_MODEL_TYPE = re.compile(r"[a-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSupport:
+    """Whether the adapter can take a class on; `reason` says why not, empty when it can."""
+
+    reason: str = ""
+
+
+def adapter_support(architecture: str, model_type: str) -> AdapterSupport:
+    """Whether the installed transformers has `architecture` in a form the adapter can run."""
+    root = _transformers_models()
+    if root is None:
+        return AdapterSupport("the generic adapter needs transformers, which is not installed: pip install 'quire[hf]'")
+    source = _modeling_source(root, architecture, model_type)
+    if source is None:
+        return AdapterSupport("neither quire nor the installed transformers knows this architecture")
+    if not architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return AdapterSupport("it is not a causal language model in transformers")
+    if "_is_stateful = True" in source:
+        return AdapterSupport("its layers keep a recurrent state, which has no pages")
+    if "_supports_attention_backend = True" not in source and architecture not in _PROVEN:
+        return AdapterSupport("its attention is not open to replacement in transformers (no attention-interface support)")
+    return AdapterSupport()
+
+
+def _transformers_models() -> Path | None:
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "models"
+
+
+def _modeling_source(root: Path, architecture: str, model_type: str) -> str | None:
+    """Text of the file that defines the class; the folder is usually called like the model type."""
+    if not architecture.isidentifier() or not _MODEL_TYPE.fullmatch(model_type):
+        return None
+    folder = model_type.replace("-", "_")
+    likely = [root / name / f"modeling_{name}.py" for name in (folder, folder.removesuffix("_text"))]
+    for file in (*likely, *sorted(root.glob("*/modeling_*.py"))):
+        if not file.is_file():
+            continue
+        source = file.read_text(encoding="utf-8")
+        if f"\nclass {architecture}(" in source:
+            return source
+    return None

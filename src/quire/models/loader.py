@@ -1,0 +1,207 @@
+"""Builds a model and fills it: the only place where weights are read.
+
+Strict both ways, and before the first byte is read: every tensor of the checkpoint has a slot in the model or is listed
+as ignored, every slot has its tensor, every shape fits. Files are memory-mapped and tensors copied one at a time into
+storage that exists already, so the whole model is never held twice. What a slot does with a tensor is its layer's business.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from quire.attention.interface import AttentionPlan
+from quire.base.errors import WeightError
+from quire.layers.config import KVLayerSpec
+from quire.layers.context import BuildContext
+from quire.layers.weights import WeightSlot
+from quire.models.checkpoint import Checkpoint
+from quire.models.info import ModelInfo
+from quire.models.inspect import DTYPE_NAMES
+from quire.models.registry import choose_implementation
+from quire.models.tensor_headers import TensorHeader
+
+Progress = Callable[[str, int, int], None]
+"""Called after each tensor with its file, the bytes read so far and the bytes to read in all."""
+_SHOWN = 5
+_TIED_HEADS = ("lm_head.weight", "embed_out.weight")
+
+
+class OutputHead(Protocol):
+    """What the loader asks of an output head."""
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix [V, E]."""
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the matrix is the embedding's."""
+
+
+class LoadableModel(Protocol):
+    """What a runner runs and this file fills: a native `CausalLM` or the generic adapter."""
+
+    kv_layers: tuple[KVLayerSpec, ...]
+
+    @property
+    def ignored_weights(self) -> tuple[str, ...]:
+        """Patterns of checkpoint tensors that carry nothing the model needs."""
+
+    @property
+    def weight_prefixes(self) -> tuple[tuple[str, str], ...]:
+        """Other beginnings of checkpoint names and what they stand for: (found, meant)."""
+
+    @property
+    def lm_head(self) -> OutputHead:
+        """The output head: its `weight`, and whether it `is_tied` to the embedding."""
+
+    def __call__(self, token_ids: Tensor, positions: Tensor, *, kv: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
+        """Hidden states [T, E]; see `CausalLM.forward`."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the next token: [R, E] → float32 [R, V]."""
+
+    def weight_slots(self) -> dict[str, WeightSlot]:
+        """Every place a checkpoint tensor fills, by the tensor's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A stored tensor and the slot it fills."""
+
+    name: str
+    header: TensorHeader
+    slot: WeightSlot
+
+
+def load_model(info: ModelInfo, context: BuildContext, *, progress: Progress | None = None) -> LoadableModel:
+    """Build the model `info` describes and fill it from its files.
+
+    Raises:
+        UnsupportedModelError: when no implementation runs it; before any weight is read.
+        WeightError: when files and model do not fit together, naming the tensor.
+    """
+    model = build_model(info, context)
+    load_weights(model, Checkpoint(Path(info.path)), progress=progress)
+    return model
+
+
+def build_model(info: ModelInfo, context: BuildContext) -> LoadableModel:
+    """The model with its storage allocated and nothing in it; raises UnsupportedModelError."""
+    entry = choose_implementation(info.config).entry
+    if entry is None:
+        from quire.models.adapter import build_adapter  # imports transformers, which no native model needs
+
+        return build_adapter(info, context)
+    model_class = getattr(importlib.import_module(entry.module), entry.class_name)
+    return cast(LoadableModel, model_class(entry.read(info.config), context).eval())
+
+
+def load_weights(model: LoadableModel, checkpoint: Checkpoint, *, progress: Progress | None = None) -> None:
+    """Fill every slot of `model` from the checkpoint; raises WeightError as `load_model` does."""
+    matches = match_tensors(model, checkpoint.tensors)
+    used = {match.name for match in matches}
+    heads = [name for name in checkpoint.tensors if _is_tied_head(model, name) and name not in used]
+    total, done = sum(match.header.num_bytes for match in matches), 0
+    for file in checkpoint.weight_files:
+        wanted = [match for match in matches if match.header.file == file]
+        for match in _load_file(checkpoint.path / file, wanted):
+            done += match.header.num_bytes
+            if progress is not None:
+                progress(file, done, total)
+    for name in heads:
+        _check_tied_head(model, checkpoint, name)
+
+
+def match_tensors(model: LoadableModel, tensors: Mapping[str, TensorHeader]) -> list[Match]:
+    """Pair stored tensors with slots.
+
+    Raises:
+        WeightError: for tensors without a slot, slots without a tensor, and wrong shapes or dtypes.
+    """
+    slots = model.weight_slots()
+    ignored = re.compile("|".join(model.ignored_weights) or r"(?!)")
+    matches: dict[str, Match] = {}
+    unused: list[str] = []
+    for name, header in tensors.items():
+        slot_name = _slot_name(name, slots, model.weight_prefixes)
+        if slot_name is not None and slot_name not in matches:
+            matches[slot_name] = Match(name, header, slots[slot_name])
+        elif slot_name is not None or not (ignored.fullmatch(name) or _is_tied_head(model, name)):
+            unused.append(name)
+    _check_all_used(unused, [name for name in slots if name not in matches])
+    for match in matches.values():
+        _check_fit(match)
+    return list(matches.values())
+
+
+def _slot_name(name: str, slots: Mapping[str, WeightSlot], prefixes: Iterable[tuple[str, str]]) -> str | None:
+    if name in slots:
+        return name
+    for found, meant in prefixes:
+        if name.startswith(found) and meant + name[len(found) :] in slots:
+            return meant + name[len(found) :]
+    return None
+
+
+def _is_tied_head(model: LoadableModel, name: str) -> bool:
+    return model.lm_head.is_tied and name.endswith(_TIED_HEADS)
+
+
+def _check_tied_head(model: LoadableModel, checkpoint: Checkpoint, name: str) -> None:
+    """A stored copy of a tied head must be one: where it differs, the checkpoint does not mean it to be tied."""
+    weight = model.lm_head.weight
+    with safe_open(checkpoint.path / checkpoint.tensors[name].file, framework="pt", device="cpu") as file:
+        stored = file.get_tensor(name)
+    if not torch.equal(stored.to(weight.dtype), weight.detach().cpu()):
+        raise WeightError(
+            f"{name} differs from the embedding, although config.json ties them; set tie_word_embeddings to false there "
+            "to use it"
+        )
+
+
+def _check_all_used(unused: list[str], unfilled: list[str]) -> None:
+    problems = []
+    if unused:
+        problems.append(f"{len(unused)} tensors of the checkpoint have no place in the model: {_listed(unused)}")
+    if unfilled:
+        problems.append(f"{len(unfilled)} weights of the model are not in the checkpoint: {_listed(unfilled)}")
+    if problems:
+        raise WeightError("; ".join(problems) + ". Files and config.json must be of the same model")
+
+
+def _check_fit(match: Match) -> None:
+    header = match.header
+    if header.shape != match.slot.shape:
+        raise WeightError(
+            f"{match.name} in {header.file} has shape {list(header.shape)}; config.json implies {list(match.slot.shape)}"
+        )
+    if header.dtype not in DTYPE_NAMES:
+        raise WeightError(
+            f"{match.name} in {header.file} is stored as {header.dtype}; loaded are {', '.join(DTYPE_NAMES)}. "
+            "Quantized weights are not supported unless config.json declares a supported quantization_config"
+        )
+
+
+def _load_file(path: Path, matches: list[Match]) -> Iterable[Match]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file, torch.no_grad():
+            for match in matches:
+                match.slot.load(file.get_tensor(match.name))
+                yield match
+    except (SafetensorError, OSError) as error:
+        raise WeightError(f"cannot read weights from {path.name}: {error}") from error
+
+
+def _listed(names: list[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(sorted(names)[:_SHOWN]) + more

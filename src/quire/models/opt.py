@@ -1,0 +1,69 @@
+"""OPT: learned positions from row 2 on, norms before or (350M) after each block, embeddings that may be narrower."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import nn
+
+from quire.layers.blocks import PostNormBlock, SequentialBlock
+from quire.layers.context import BuildContext
+from quire.layers.decoder import CausalLM
+from quire.layers.embedding import Embedding
+from quire.layers.linear import linear
+from quire.layers.mlp import MLP
+from quire.layers.norm import LayerNorm, Norm
+from quire.models.readers_classic import OPTConfig
+
+POSITION_OFFSET = 2
+"""Rows of the position table that training reserved for padding."""
+
+
+class OPTForCausalLM(CausalLM[OPTConfig]):
+    """The layouts of 125M to 66B, and that of 350M."""
+
+    renames: ClassVar[Mapping[str, str]] = {
+        "model": "model.decoder", "input_layernorm": "self_attn_layer_norm",
+        "post_attention_layernorm": "final_layer_norm", "norm": "final_layer_norm",
+        "o_proj": "out_proj", "mlp": "", "up_proj": "fc1", "down_proj": "fc2",
+    }
+    ignored_weights = ()
+    weight_prefixes = (("decoder.", "model.decoder."), ("", "model.decoder."))
+
+    def __init__(self, config: OPTConfig, context: BuildContext) -> None:
+        super().__init__(config, context)
+        width, narrow = config.hidden_size, config.embedding_size
+        self.model.embed_positions = Embedding(config.max_position, width, context=context, offset=POSITION_OFFSET)
+        if narrow != width:
+            self.model.project_in = linear(context, narrow, width)
+            self.model.project_out = linear(context, width, narrow)
+
+    def embedding(self) -> Embedding:
+        """The token table, as narrow as it is stored."""
+        return Embedding(self.config.vocab_size, self.config.embedding_size, context=self.context)
+
+    def layer(self, index: int) -> nn.Module:
+        """Norms before each block, or after."""
+        block = SequentialBlock if self.config.norm_before else PostNormBlock
+        return block(self.attention(index), self.mlp(index), self.norm(), self.norm())
+
+    def mlp(self, layer: int) -> nn.Module:
+        """A plain MLP."""
+        config = self.config
+        up = linear(self.context, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        return MLP(up, down, activation=config.activation)
+
+    def norm(self) -> Norm:
+        """LayerNorm over the model's width; some checkpoints have no weights for it."""
+        config = self.config
+        return LayerNorm(config.hidden_size, eps=config.norm_eps, context=self.context, affine=config.norm_affine)
+
+    def final_norm(self) -> Norm | None:
+        """None where the last block ends with a norm."""
+        return self.norm() if self.config.final_norm else None
+
+    def output_size(self) -> int:
+        """Narrow again, for the head."""
+        return self.config.embedding_size

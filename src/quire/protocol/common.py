@@ -1,0 +1,119 @@
+"""Wire types that several endpoints share: usage, stream options, the sampling fields, model cards."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+MAX_TOKEN_IDS = 1 << 20
+"""Most token ids in one list of a request."""
+
+TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]
+ShortIds = Annotated[list[int], Meta(max_length=1 << 16)]
+NonEmpty = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+
+class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """What a stream carries besides text."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Fields of chat and plain completions alike: OpenAI's, vLLM's extras, and those accepted without effect."""
+
+    model: str | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    logit_bias: dict[str, float] | None = None
+
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: ShortIds | None = None
+    include_stop_str_in_output: bool | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    skip_special_tokens: bool | None = None
+    spaces_between_special_tokens: bool | None = None
+    truncate_prompt_tokens: int | None = None
+    prompt_logprobs: int | None = None
+    allowed_token_ids: TokenIds | None = None
+    bad_words: list[str] | None = None
+    add_special_tokens: bool | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: NonEmpty | None = None
+    return_token_ids: bool | None = None
+
+    # Accepted and without meaning here: they tag, store, bill or speed up on OpenAI's side.
+    user: str | None = None
+    store: bool | None = None
+    metadata: dict[str, Any] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    verbosity: str | None = None
+    moderation: Any = None
+    prediction: Any = None
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """Part of the prompt that was not computed again."""
+
+    cached_tokens: int
+
+
+class Usage(msgspec.Struct):
+    """Tokens of one request: the prompt once, the samples summed."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+
+
+def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    """Usage from the three counts."""
+    details = PromptTokensDetails(cached_tokens)
+    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details)
+
+
+class PromptLogprob(msgspec.Struct):
+    """One candidate at a prompt position (a vLLM extra)."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str | None
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""One entry per prompt token, keyed by token id; the first is null because nothing precedes it."""
+
+
+class ModelCard(msgspec.Struct):
+    """One served name."""
+
+    id: str
+    created: int
+    max_model_len: int
+    object: str = "model"
+    owned_by: str = "quire"
+    parent: str | None = None
+
+
+class ModelList(msgspec.Struct):
+    """Every served name."""
+
+    data: list[ModelCard]
+    object: str = "list"

@@ -1,0 +1,57 @@
+"""Wire types of `POST /v1/completions`: the request, the whole response, and the chunks of a stream."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from quire.protocol.common import PromptLogprobs, SamplingFields, TokenIds, Usage
+
+MAX_PROMPTS = 1024
+"""SEC-11: most prompts in one request."""
+
+
+class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
+    """The body of a completion request; `prompt` is one text, texts, token ids, or lists of token ids."""
+
+    prompt: str | Annotated[list[str | int | TokenIds], Meta(min_length=1)]
+    logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+class CompletionLogprobs(msgspec.Struct):
+    """Parallel lists, one entry per token; `text_offset` counts characters of the choice's text."""
+
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float] | None] = []
+    text_offset: list[int] = []
+
+
+class CompletionChoice(msgspec.Struct):
+    """One sample, or the part of it that a chunk carries."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+    stop_reason: int | str | None = None
+    prompt_logprobs: PromptLogprobs | UnsetType = UNSET
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class CompletionResponse(msgspec.Struct):
+    """The whole answer, and each event of a stream (the same type on the wire)."""
+
+    id: str
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    system_fingerprint: str
+    usage: Usage | None | UnsetType = UNSET
+    object: str = "text_completion"

@@ -1,0 +1,27 @@
+"""Server-sent events as bytes: one `data:` line of JSON per event, comments for keep-alive, `[DONE]` at the end.
+
+This file knows the framing and nothing of what the events mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+CONTENT_TYPE = b"text/event-stream; charset=utf-8"
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment: clients skip it, proxies see traffic."""
+
+_encoder = msgspec.json.Encoder()
+
+
+def event(payload: Any) -> bytes:
+    """One event whose data is the payload as JSON (msgspec writes it on one line)."""
+    return b"data: " + _encoder.encode(payload) + b"\n\n"
+
+
+def raw_event(body: bytes) -> bytes:
+    """One event around JSON that is already encoded and holds no line break."""
+    return b"data: " + body + b"\n\n"

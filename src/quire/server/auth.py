@@ -1,0 +1,128 @@
+"""Who may talk to the server: keys when there are some, a list of Host names when there are none.
+
+One pure ASGI layer guards every route, known or not, except liveness and readiness (SEC-28). It decides on the path the
+router will see, before a byte of the body is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from quire.base.config import ServerConfig
+from quire.server.errors import HeadersTooLargeError, HostRefusedError, HttpRefusalError, UnauthorizedError, to_wire
+from quire.server.record import record_of
+
+MAX_HEADER_LINES = 100
+OPEN_PATHS = ("/health", "/ready")
+"""Probes carry no key and name the server by its address; the answers say nothing but up or down."""
+
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_WILDCARDS = frozenset({"", "0.0.0.0", "::"})
+
+
+class KeyRing:
+    """The accepted keys, as digests; comparing takes the same time whichever key fits, or none."""
+
+    def __init__(self, keys: Iterable[str]) -> None:
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def accepts(self, presented: bytes) -> bool:
+        """Whether the bytes are one of the keys; all keys are compared, whatever the outcome."""
+        digest = hashlib.sha256(presented).digest()
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        return any(matches)
+
+
+class HostList:
+    """Host headers that a server without keys answers to, against pages that rebind a name of theirs to us (SEC-31)."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        names = (*_LOOPBACK_NAMES, config.host, *config.allowed_hosts)
+        self._names = frozenset(name.lower().strip("[]") for name in names)
+        self._takes_any_address = config.host in _WILDCARDS
+
+    def accepts(self, host: str) -> bool:
+        """Whether a Host header, with or without a port, may be answered."""
+        name = _host_name(host)
+        # A rebinding page can only send a name: an address in Host means the client dialled that address.
+        return name in self._names or (self._takes_any_address and _is_address(name))
+
+
+class GuardMiddleware:
+    """Refuses requests without a key or from a foreign Host before anything else looks at them."""
+
+    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+        self.app = app
+        self._keys = KeyRing(config.api_key)
+        self._hosts = HostList(config)
+        self._open = {prefix + path for path in OPEN_PATHS for prefix in ("", config.root_path)}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with the refusal."""
+        if scope["type"] == "http":
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                wire = to_wire(refusal)
+                record_of(scope).error_code = wire.code
+                await wire.response()(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> HttpRefusalError | None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        if len(headers) > MAX_HEADER_LINES:
+            return HeadersTooLargeError(f"{len(headers)} header lines; at most {MAX_HEADER_LINES} are allowed")
+        if scope["path"] in self._open:
+            return None
+        if len(self._keys):
+            return self._key_refusal(headers)
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        if len(hosts) == 1 and self._hosts.accepts(hosts[0]):
+            return None
+        return HostRefusedError(
+            "this Host is not allowed on a server without API keys; add it with --allowed-hosts, or set --api-key"
+        )
+
+    def _key_refusal(self, headers: list[tuple[bytes, bytes]]) -> UnauthorizedError | None:
+        presented = _presented_keys(headers)
+        accepted = [self._keys.accepts(key) for key in presented]
+        if any(accepted):
+            return None
+        if presented:
+            return UnauthorizedError("the API key is not accepted")
+        return UnauthorizedError("no API key; send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+
+
+def _presented_keys(headers: list[tuple[bytes, bytes]]) -> list[bytes]:
+    """Keys of the request, as raw bytes: header values need not be ASCII."""
+    keys = [value for name, value in headers if name == b"x-api-key"]
+    for name, value in headers:
+        scheme, _, token = value.partition(b" ")
+        if name == b"authorization" and scheme.lower() == b"bearer":
+            keys.append(token.strip())
+    return keys
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header: no port, no brackets, no trailing dot, lower case."""
+    host = host.strip().lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    name, _, _ = host.partition(":")
+    return name.rstrip(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,161 @@
+"""The one table from exception to HTTP status, OpenAI error type and code, and the handlers that apply it.
+
+    HttpRefusalError (a QuireError)   refusals that concern HTTP and not generation
+    ├── UnauthorizedError             no key, or a wrong one
+    ├── HostRefusedError              a Host header outside the allow-list of a server without keys
+    ├── HeadersTooLargeError          too many header lines
+    ├── BodyTooLargeError             a body over the cap
+    ├── MediaTypeError                a body that does not call itself JSON
+    └── NotReadyError                 the engine is loading, draining or gone
+
+An error shows what the client sent wrong and nothing of the server: no paths, keys or tracebacks (SEC-30).
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.base.errors import (
+    DeadlineExceededError,
+    EngineDeadError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    QuireError,
+    StepError,
+)
+from quire.protocol.errors import encode_error
+from quire.server.record import record_of
+
+logger = logging.getLogger(__name__)
+
+INVALID = "invalid_request_error"
+SERVER = "server_error"
+NO_RETRY = {"x-should-retry": "false"}
+"""The SDK retries every status of 500 and more unless this header tells it that waiting does not help."""
+
+
+class HttpRefusalError(QuireError):
+    """A refusal that concerns HTTP itself; its subclasses have a row each in the table."""
+
+
+class UnauthorizedError(HttpRefusalError):
+    """The request carries no key, or one that is not accepted."""
+
+
+class HostRefusedError(HttpRefusalError):
+    """The Host header names a host this server was not told of (SEC-31)."""
+
+
+class HeadersTooLargeError(HttpRefusalError):
+    """The request has more header lines than allowed (SEC-23)."""
+
+
+class BodyTooLargeError(HttpRefusalError):
+    """The body is larger than allowed (SEC-23)."""
+
+
+class MediaTypeError(HttpRefusalError):
+    """The body is not declared as JSON."""
+
+
+class NotReadyError(HttpRefusalError):
+    """The engine does not take requests yet, or no longer; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorRule:
+    """How one class of error looks on the wire; `code` is used where the error brings none."""
+
+    status: int
+    type: str
+    code: str | None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+TABLE: dict[type[Exception], ErrorRule] = {
+    ModelNotFoundError: ErrorRule(404, INVALID, "model_not_found"),
+    InvalidRequestError: ErrorRule(400, INVALID, None),
+    OverloadedError: ErrorRule(503, SERVER, "server_is_overloaded"),
+    DeadlineExceededError: ErrorRule(408, "timeout_error", "deadline_exceeded", NO_RETRY),
+    StepError: ErrorRule(500, SERVER, "step_failed"),
+    EngineDeadError: ErrorRule(500, SERVER, "engine_dead", NO_RETRY),
+    UnauthorizedError: ErrorRule(401, INVALID, "invalid_api_key", {"www-authenticate": "Bearer"}),
+    HostRefusedError: ErrorRule(403, INVALID, "host_not_allowed"),
+    HeadersTooLargeError: ErrorRule(431, INVALID, "headers_too_large"),
+    BodyTooLargeError: ErrorRule(413, INVALID, "body_too_large"),
+    MediaTypeError: ErrorRule(415, INVALID, "unsupported_media_type"),
+    NotReadyError: ErrorRule(503, SERVER, "server_not_ready"),
+}
+"""Looked up along the class's ancestors, nearest first. What is not here is a bug and becomes a bare 500."""
+
+_BUG = ErrorRule(500, SERVER, "internal_error", NO_RETRY)
+_ROUTING = {404: "not_found", 405: "method_not_allowed"}
+
+
+@dataclass(frozen=True, slots=True)
+class WireError:
+    """An error ready to send: as a response of its own, or as the last event of a stream."""
+
+    status: int
+    code: str
+    body: bytes
+    headers: Mapping[str, str]
+
+    def response(self) -> Response:
+        """The error as a response."""
+        return Response(self.body, self.status, headers=dict(self.headers), media_type="application/json")
+
+
+def to_wire(error: Exception) -> WireError:
+    """An exception as it looks on the wire; a bug is logged with its traceback and shown without."""
+    if isinstance(error, HTTPException):
+        return _routing_error(error)
+    rule = next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
+    if rule is None:
+        logger.error("unhandled error", exc_info=error)
+        body = encode_error("internal error; the server's log has the details", type=_BUG.type, code=_BUG.code)
+        return WireError(_BUG.status, "internal_error", body, _BUG.headers)
+    param = getattr(error, "param", None)
+    code = getattr(error, "code", None) or rule.code
+    headers = {**rule.headers, **_retry_headers(getattr(error, "retry_after", None))}
+    body = encode_error(str(error), type=rule.type, param=param, code=code)
+    return WireError(rule.status, code or rule.type, body, headers)
+
+
+def install_handlers(app: FastAPI) -> None:
+    """Make every failing route of the app answer in the one shape."""
+    app.add_exception_handler(QuireError, _handle)
+    app.add_exception_handler(HTTPException, _handle)
+
+
+async def _handle(request: Request, error: Exception) -> Response:
+    wire = to_wire(error)
+    record_of(request.scope).error_code = wire.code
+    return wire.response()
+
+
+def _routing_error(error: HTTPException) -> WireError:
+    """What the router raises: no such route, or not with this method."""
+    code = _ROUTING.get(error.status_code, "http_error")
+    message = {404: "no such route", 405: "this route does not take that method"}.get(error.status_code, error.detail)
+    return WireError(error.status_code, code, encode_error(message, type=INVALID, code=code), error.headers or {})
+
+
+def _retry_headers(seconds: float | None) -> dict[str, str]:
+    """`Retry-After` in whole seconds, as HTTP has it, and the SDK's finer header."""
+    if seconds is None:
+        return {}
+    return {"retry-after": str(max(1, math.ceil(seconds))), "retry-after-ms": str(math.ceil(seconds * 1000))}

@@ -1,0 +1,203 @@
+"""The server's numbers under their Prometheus names: `quire:*`, and the same under vLLM's names for tools that know those.
+
+What the engine counts is read from its snapshot when somebody scrapes; only times and ends of requests are recorded as
+they happen. docs/metrics.md lists the names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
+
+import quire
+from quire.base.metrics import EngineStats
+from quire.base.outputs import RequestMetrics
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+    from quire.server.record import RequestRecord
+
+FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+INTER_TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+REQUEST_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240.0, 480.0)
+SEND_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+TOKEN_BUCKETS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+_GAUGES = {
+    "quire:num_requests_running": ("num_running", "Requests that own a row."),
+    "quire:num_requests_waiting": ("num_waiting", "Requests in the queue."),
+    "quire:kv_pages": ("num_pages", "Pages of the KV cache."),
+    "quire:kv_cache_usage_ratio": ("kv_usage", "Share of the KV pages that running requests hold, 0 to 1."),
+    "quire:kv_used_tokens": ("num_used_tokens", "Tokens with KV of running requests."),
+    "quire:batch_size": ("batch_size", "Rows of the last step."),
+    "quire:batch_tokens": ("batch_tokens", "Tokens of the last step."),
+}
+_COUNTERS = {
+    "quire:engine_steps": ("step", "Steps the engine took; it stands still when the engine is idle or stuck."),
+    "quire:prompt_tokens_computed": ("prompt_tokens", "Prompt tokens computed, cached ones not included."),
+    "quire:generation_tokens": ("generation_tokens", "Tokens generated."),
+    "quire:preemptions": ("preemptions", "Running requests that were put back into the queue."),
+    "quire:recomputed_tokens": ("recomputed_tokens", "Tokens computed again after preemption."),
+    "quire:prefix_cache_queries": ("prefix_queries", "Prompt tokens looked up in the prefix cache."),
+    "quire:prefix_cache_hits": ("prefix_hits", "Prompt tokens found in the prefix cache."),
+    "quire:page_copies": ("page_copies", "Pages copied on write."),
+    "quire:page_evictions": ("evictions", "Cached pages given up for new ones."),
+    "quire:step_seconds": ("step_seconds", "Wall time of all steps."),
+    "quire:host_seconds": ("host_seconds", "Part of the steps' time that went into scheduling and bookkeeping."),
+}
+
+
+class EngineCollector:
+    """Turns the engine's snapshot into metrics at scrape time, under our names and on demand under vLLM's."""
+
+    def __init__(self, engine: AsyncEngine, *, fingerprint: str, compat: bool) -> None:
+        self._engine = engine
+        self._fingerprint = fingerprint
+        self._compat = compat
+        self._model = engine.info.served_names[0]
+
+    def collect(self) -> Iterator[Metric]:
+        """Every metric that comes from the snapshot."""
+        stats = self._engine.stats
+        for name, (field, text) in _GAUGES.items():
+            yield GaugeMetricFamily(name, text, value=float(getattr(stats, field)))
+        for name, (field, text) in _COUNTERS.items():
+            yield CounterMetricFamily(name, text, value=float(getattr(stats, field)))
+        yield CounterMetricFamily(
+            "quire:prompt_tokens", "Prompt tokens taken in, cached ones included.",
+            value=float(stats.prompt_tokens + stats.prefix_hits),
+        )
+        yield self._pages(stats)
+        yield GaugeMetricFamily("quire:engine_up", "1 while the engine lives.", value=float(self._engine.is_alive))
+        build = GaugeMetricFamily(
+            "quire:build_info", "What runs: always 1.", labels=("version", "model_name", "config_fingerprint")
+        )
+        build.add_metric((quire.__version__, self._model, self._fingerprint), 1.0)
+        yield build
+        if self._compat:
+            yield from self._under_vllm_names(stats)
+
+    def _pages(self, stats: EngineStats) -> Metric:
+        family = GaugeMetricFamily("quire:kv_pages_by_state", "Pages by state.", labels=("state",))
+        for state, count in (
+            ("free", stats.num_free_pages), ("cached", stats.num_cached_pages), ("used", stats.num_used_pages)
+        ):
+            family.add_metric((state,), float(count))
+        return family
+
+    def _under_vllm_names(self, stats: EngineStats) -> Iterator[Metric]:
+        """The gauges routers and autoscalers read from vLLM."""
+        labels, values = ("model_name", "engine"), (self._model, "0")
+        for name, text, value in (
+            ("vllm:num_requests_running", "Running requests.", stats.num_running),
+            ("vllm:num_requests_waiting", "Waiting requests.", stats.num_waiting),
+            ("vllm:kv_cache_usage_perc", "Share of KV in use, 0 to 1.", stats.kv_usage),
+        ):
+            family = GaugeMetricFamily(name, text, labels=labels)
+            family.add_metric(values, float(value))
+            yield family
+        lora = GaugeMetricFamily(
+            "vllm:lora_requests_info", "Adapters in use: none.",
+            labels=("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
+        )
+        lora.add_metric(("0", "", ""), 0.0)
+        yield lora
+        page_size = str(self._engine.info.resolved.get("page_size", ""))
+        cache = GaugeMetricFamily(
+            "vllm:cache_config_info", "KV cache settings: always 1.", labels=("block_size", "num_gpu_blocks", *labels)
+        )
+        cache.add_metric((page_size, str(stats.num_pages), *values), 1.0)
+        yield cache
+
+
+class ServerMetrics:
+    """Counters and histograms of one server on a registry of its own; also the engine's observer."""
+
+    def __init__(self, *, compat: bool = True) -> None:
+        self.registry = CollectorRegistry()
+        self._compat = compat
+        ProcessCollector(registry=self.registry)
+        self._requests = self._counter("http_requests", "HTTP requests by route and status.", "route", "status")
+        self._finished = self._counter("requests_finished", "Samples by the reason they ended.", "reason")
+        self._failures = self._counter("request_failures", "Failed requests by error code.", "code")
+        self._streams = Gauge("quire:open_streams", "Streams being sent.", registry=self.registry)
+        self._first_token = [self._histogram("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS)]
+        self._inter_token = [self._histogram("inter_token_latency_seconds", INTER_TOKEN_BUCKETS)]
+        self._whole = [self._histogram("e2e_request_latency_seconds", REQUEST_BUCKETS)]
+        self._queue = self._histogram("request_queue_time_seconds", FIRST_TOKEN_BUCKETS)
+        self._prompt_size = self._histogram("request_prompt_tokens", TOKEN_BUCKETS)
+        self._output_size = self._histogram("request_generation_tokens", TOKEN_BUCKETS)
+        self._send_delay = self._histogram("token_send_delay_seconds", SEND_BUCKETS)
+
+    def attach(self, engine: AsyncEngine, *, fingerprint: str) -> None:
+        """Observe this engine: its snapshot at each scrape, its requests as they happen."""
+        self.registry.register(EngineCollector(engine, fingerprint=fingerprint, compat=self._compat))
+        if self._compat:
+            name = engine.info.served_names[0]
+            self._first_token.append(self._twin("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS, name))
+            self._inter_token.append(self._twin("inter_token_latency_seconds", INTER_TOKEN_BUCKETS, name))
+            self._whole.append(self._twin("e2e_request_latency_seconds", REQUEST_BUCKETS, name))
+        engine.observer = self
+
+    def first_token(self, seconds: float) -> None:
+        """A request's first token arrived `seconds` after the request did."""
+        for histogram in self._first_token:
+            histogram.observe(seconds)
+
+    def inter_token(self, seconds: float, num_tokens: int) -> None:
+        """`num_tokens` more tokens arrived `seconds` after the one before them."""
+        share = seconds / max(1, num_tokens)
+        for histogram in self._inter_token:
+            for _ in range(num_tokens):
+                histogram.observe(share)
+
+    def finished(
+        self, metrics: RequestMetrics, *, prompt_tokens: int, output_tokens: int, reason: str, error_kind: str | None
+    ) -> None:
+        """One sample ended; `prompt_tokens` is 0 for all but a request's first sample."""
+        self._finished.labels(error_kind or reason).inc()
+        if metrics.first_scheduled_time:
+            self._queue.observe(max(0.0, metrics.first_scheduled_time - metrics.arrival_time))
+        if metrics.finished_time:
+            for histogram in self._whole:
+                histogram.observe(max(0.0, metrics.finished_time - metrics.arrival_time))
+        if prompt_tokens:
+            self._prompt_size.observe(prompt_tokens)
+        self._output_size.observe(output_tokens)
+
+    def sent(self, metrics: RequestMetrics | None) -> None:
+        """A request's last tokens went to the socket: how long after they were sampled (S59)."""
+        if metrics is not None and metrics.last_token_time:
+            self._send_delay.observe(max(0.0, time.monotonic() - metrics.last_token_time))
+
+    def count_request(self, record: RequestRecord) -> None:
+        """An HTTP request ended."""
+        self._requests.labels(record.route, str(record.status)).inc()
+        if record.error_code is not None:
+            self._failures.labels(record.error_code).inc()
+
+    def set_streams(self, num_streams: int) -> None:
+        """How many streams are open now."""
+        self._streams.set(num_streams)
+
+    def render(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"quire:{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+        text = name.replace("_", " ").capitalize() + "."
+        return Histogram(f"quire:{name}", text, buckets=buckets, registry=self.registry)
+
+    def _twin(self, name: str, buckets: tuple[float, ...], model: str) -> Histogram:
+        """The same histogram under vLLM's name and labels."""
+        labels = ("model_name", "engine")
+        family = Histogram(f"vllm:{name}", f"As quire:{name}.", labels, buckets=buckets, registry=self.registry)
+        return family.labels(model, "0")

@@ -1,0 +1,110 @@
+"""The seam below `Tokenizer`: what it needs of a vocabulary, and the implementation over the tokenizers library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import tokenizers
+
+from quire.base.errors import ConfigError
+from quire.text.tokenizer_files import TokenizerFiles
+
+
+class Codec(Protocol):
+    """A vocabulary that turns text into ids and back."""
+
+    size: int
+    """Ids, added tokens included."""
+    special_ids: frozenset[int]
+    added_ids: frozenset[int]
+    """Ids of tokens matched before the model splits text, special or not."""
+    decoder_config: dict[str, Any] | None
+    """How token strings become text, in the fields of tokenizer.json; None when only `decode` knows."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text that is valid Unicode."""
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of ids, all of which are in the vocabulary."""
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of a token, None for a gap."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token by its vocabulary spelling."""
+
+
+_CLEANUPS = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
+             (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
+"""Replacements behind `clean_up_tokenization_spaces`, in order; defined by transformers."""
+
+
+class FastCodec:
+    """A tokenizers-library tokenizer with the declared special tokens added."""
+
+    def __init__(self, core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+        core.no_truncation()
+        core.no_padding()
+        core.encode_special_tokens = bool(files.config.get("split_special_tokens", False))
+        _declare_tokens(core, files)
+        self._core = core
+        self._cleans_up = bool(files.config.get("clean_up_tokenization_spaces", False)) and not _is_bpe(core)
+        # Cleaning rewrites text across tokens, so bytes of single tokens do not add up to the text.
+        self.decoder_config = None if self._cleans_up else _decoder_config(core)
+        added = core.get_added_tokens_decoder()
+        self.size = core.get_vocab_size(with_added_tokens=True)
+        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.added_ids = frozenset(added)
+
+    @classmethod
+    def from_file(cls, path: Path, files: TokenizerFiles) -> FastCodec:
+        """Load tokenizer.json; raises ConfigError when the file is damaged."""
+        try:
+            core = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every malformed file
+            raise ConfigError(f"{path} is not a tokenizer this version of tokenizers can read: {error}") from error
+        return cls(core, files)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text that is valid Unicode."""
+        ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of ids, all of which are in the vocabulary."""
+        text: str = self._core.decode(ids, skip_special_tokens=skip_special_tokens)
+        if self._cleans_up:
+            for found, replacement in _CLEANUPS:
+                text = text.replace(found, replacement)
+        return text
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of a token, None for a gap."""
+        token: str | None = self._core.id_to_token(token_id)
+        return token
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token by its vocabulary spelling."""
+        token_id: int | None = self._core.token_to_id(token)
+        return token_id
+
+
+def _declare_tokens(core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:
+    known = {repr(token) for token in core.get_added_tokens_decoder().values()}
+    listed = [tokenizers.AddedToken(**entry) for entry in files.added]
+    core.add_tokens([token for token in listed if repr(token) not in known])
+    present = {token.content for token in core.get_added_tokens_decoder().values()}
+    core.add_tokens([tokenizers.AddedToken(text, special=True) for text in files.special if text not in present])
+
+
+def _is_bpe(core: tokenizers.Tokenizer) -> bool:
+    return type(core.model).__name__ == "BPE"
+
+
+def _decoder_config(core: tokenizers.Tokenizer) -> dict[str, Any] | None:
+    if core.decoder is None:
+        return None
+    config: dict[str, Any] = json.loads(core.decoder.__getstate__())
+    return config

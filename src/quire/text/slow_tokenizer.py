@@ -1,0 +1,76 @@
+"""Tokenizers without a tokenizer.json, through transformers: SentencePiece models, vocab and merges files, tekken.
+
+The only file of this package that touches transformers, and only when such a checkpoint is loaded. Remote code is
+never trusted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from quire.base.errors import ConfigError
+from quire.text.codec import Codec, FastCodec
+from quire.text.tokenizer_files import NAMED_TOKENS, TokenizerFiles
+
+
+class SlowCodec:
+    """A transformers tokenizer that is written in Python and has no tokenizers-library twin."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder
+        self.size = len(tokenizer)
+        self.special_ids = frozenset({i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids))
+        self.added_ids = frozenset(added)
+        self.decoder_config: dict[str, Any] | None = None
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Ids of a text that is valid Unicode."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of ids, all of which are in the vocabulary."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """The vocabulary's own spelling of a token, None for a gap."""
+        if token_id >= self.size and token_id not in self.added_ids:
+            return None
+        token: str | None = self._tokenizer.convert_ids_to_tokens(token_id)
+        return token
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a token by its vocabulary spelling."""
+        token_id: int | None = self._tokenizer.convert_tokens_to_ids(token)
+        return token_id
+
+
+def load_slow_codec(files: TokenizerFiles) -> tuple[Codec, TokenizerFiles]:
+    """Let transformers make the tokenizer; its backend is used directly where it has one.
+
+    Returns the codec, and `files` with the special tokens transformers found.
+
+    Raises:
+        ConfigError: when transformers is missing, or finds nothing it can load.
+    """
+    folder = files.directory
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise ConfigError(
+            f"{folder} has no tokenizer.json; reading its other tokenizer files needs transformers: pip install quire[hf]"
+        ) from error
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # noqa: BLE001 - a foreign loader over damaged files raises nearly anything
+        raise ConfigError(
+            f"no tokenizer could be loaded from {folder} (looked for tokenizer.json, then what transformers reads): {error}"
+        ) from error
+    named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
+    ordered = {key: named[key] for key in (*NAMED_TOKENS, *named) if key in named}
+    found = dataclasses.replace(files, named=ordered)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return SlowCodec(tokenizer), found
+    return FastCodec(backend, dataclasses.replace(found, added=())), found

@@ -1,0 +1,223 @@
+"""The offline API: prompts in every form, parameters, outputs shaped like vLLM's, and a clean end."""
+
+import pytest
+
+from quire import LLM, BeamSearchParams, SamplingParams
+from quire.base.errors import ConfigError, ContextLengthError, EngineDeadError, InvalidRequestError
+
+GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with LLM(max_model_len=512) as llm:
+        yield llm
+
+
+def _one(llm, prompt, **params):
+    return llm.generate(prompt, SamplingParams(**({"temperature": 0.0} | params)), use_tqdm=False)[0].outputs[0]
+
+
+def test_text_ids_and_dicts_are_the_same_prompt(llm):
+    """S48: every prompt form vLLM takes."""
+    ids = llm.tokenizer.encode("Once upon a time")
+    forms = ["Once upon a time", ids, {"prompt_token_ids": ids}, {"prompt": "Once upon a time"}]
+    outputs = [llm.generate(form, GREEDY, use_tqdm=False)[0] for form in forms]
+    assert len({tuple(o.outputs[0].token_ids) for o in outputs}) == 1
+    assert all(o.prompt_token_ids == ids and o.finished for o in outputs)
+    assert outputs[0].prompt == "Once upon a time"
+
+
+def test_outputs_come_in_the_order_of_the_prompts_with_their_own_params(llm):
+    """S48: many prompts, many params."""
+    params = [SamplingParams(temperature=0.0, max_tokens=n, ignore_eos=True) for n in (9, 1, 5)]
+    outputs = llm.generate(["a", "b", "c"], params, use_tqdm=False)
+    assert [len(o.outputs[0].token_ids) for o in outputs] == [9, 1, 5]
+    assert [o.outputs[0].finish_reason for o in outputs] == ["length"] * 3
+
+
+def test_nothing_runs_when_one_prompt_of_a_batch_is_invalid(llm):
+    before = llm.stats.step
+    with pytest.raises(InvalidRequestError):
+        llm.generate(["fine", [10**6]], GREEDY, use_tqdm=False)
+    assert llm.stats.step == before
+
+
+@pytest.mark.parametrize("prompt", ["", [], {"text": "x"}, [-1], [True]])
+def test_prompts_that_cannot_be_are_refused(llm, prompt):
+    """SEC-13: empty prompts, unknown keys, ids out of range."""
+    with pytest.raises(InvalidRequestError):
+        llm.generate([prompt], GREEDY, use_tqdm=False)
+
+
+def test_a_prompt_longer_than_the_model_is_refused_with_the_counts(llm):
+    """S75: exact counts, nothing truncated."""
+    with pytest.raises(ContextLengthError, match=r"512 tokens.*maximum context length is 512"):
+        llm.generate([[1] * 512], GREEDY, use_tqdm=False)
+
+
+def test_generation_ends_at_the_models_length(llm):
+    """S68: finish reason length says what happened."""
+    output = _one(llm, [1] * 505, max_tokens=100, ignore_eos=True)
+    assert len(output.token_ids) == 7
+    assert output.finish_reason == "length"
+
+
+def test_chat_applies_the_template_once(llm):
+    """S47: no double special tokens; many conversations at once."""
+    conversation = [{"role": "user", "content": "hello"}]
+    one, two = llm.chat([conversation, conversation], GREEDY, use_tqdm=False)
+    assert one.outputs[0].token_ids == two.outputs[0].token_ids
+    rendered = llm.chat_template.render(conversation)
+    assert one.prompt == rendered
+    assert one.prompt_token_ids == llm.tokenizer.encode(rendered, add_special_tokens=False)
+
+
+def test_a_later_turn_recomputes_only_its_suffix(llm):
+    """S8, S19: turn k of a chat reuses the pages of the turns before."""
+    chat = [{"role": "user", "content": "My name is Bertha and I like long walks by the sea in the evening."}]
+    first = llm.chat(chat, GREEDY, use_tqdm=False)[0]
+    chat += [{"role": "assistant", "content": first.outputs[0].text}, {"role": "user", "content": "And you?"}]
+    second = llm.chat(chat, GREEDY, use_tqdm=False)[0]
+    assert second.num_cached_tokens >= len(first.prompt_token_ids) // 16 * 16
+
+
+def test_stop_strings_end_the_text_before_them_and_their_request(llm):
+    """REL-11: found inside the text, not shown, reported; the engine is free afterwards."""
+    whole = _one(llm, "Once upon a time", max_tokens=40, ignore_eos=True).text
+    stop = whole[5:8]
+    cut = _one(llm, "Once upon a time", max_tokens=40, ignore_eos=True, stop=[stop])
+    assert cut.text == whole[: whole.index(stop)]
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+    kept = _one(llm, "Once upon a time", max_tokens=40, ignore_eos=True, stop=[stop], include_stop_str_in_output=True)
+    assert kept.text == whole[: whole.index(stop) + len(stop)]
+    llm.generate("x", GREEDY, use_tqdm=False)
+    assert llm.stats.num_running == llm.stats.num_used_pages == 0
+
+
+def test_stop_token_ids_and_min_tokens(llm):
+    """S80: a stop token ends the sample, is listed, is not shown, and waits for min_tokens."""
+    free = _one(llm, "Once upon a time", max_tokens=12, ignore_eos=True)
+    stop = free.token_ids[4]
+    cut = _one(llm, "Once upon a time", max_tokens=12, ignore_eos=True, stop_token_ids=[stop])
+    first = free.token_ids.index(stop)
+    assert cut.token_ids == free.token_ids[: first + 1]
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+    assert cut.text == llm.tokenizer.decode(free.token_ids[:first])
+    later = _one(llm, "Once upon a time", max_tokens=12, ignore_eos=True, stop_token_ids=[stop], min_tokens=10)
+    assert len(later.token_ids) >= 10
+
+
+def test_bad_words_allowed_ids_and_bias_shape_the_text(llm):
+    """S80: masks reach the sampler."""
+    free = _one(llm, "Once upon a time", max_tokens=8, ignore_eos=True)
+    biased = _one(llm, "Once upon a time", max_tokens=8, ignore_eos=True, logit_bias={free.token_ids[0]: -100})
+    assert free.token_ids[0] not in biased.token_ids
+    allowed = _one(llm, "Once upon a time", max_tokens=8, ignore_eos=True, allowed_token_ids=[65, 66])
+    assert set(allowed.token_ids) <= {65, 66}
+    word = free.text.split()[0]
+    assert word not in _one(llm, "Once upon a time", max_tokens=8, ignore_eos=True, bad_words=[word]).text.split()
+
+
+def test_logprobs_list_the_chosen_token_and_the_most_likely(llm):
+    """S48, S80: a list of {token_id: Logprob}, whole vocabulary on request."""
+    output = _one(llm, "Once upon a time", max_tokens=4, ignore_eos=True, logprobs=3)
+    for token, entry in zip(output.token_ids, output.logprobs, strict=True):
+        assert entry[token].rank == 1
+        assert len(entry) == 3
+        assert all(0 >= one.logprob > -1000 and one.decoded_token is not None for one in entry.values())
+    assert output.cumulative_logprob == pytest.approx(
+        sum(e[t].logprob for t, e in zip(output.token_ids, output.logprobs, strict=True))
+    )
+    everything = _one(llm, "Once", max_tokens=1, ignore_eos=True, logprobs=-1)
+    assert len(everything.logprobs[0]) == llm.info.vocab_rows
+
+
+def test_prompt_logprobs_cover_every_prompt_token_but_the_first(llm):
+    """S80, REL-16: scoring by prefill equals scoring by decode."""
+    generated = _one(llm, "Once upon a time", max_tokens=8, ignore_eos=True, logprobs=0)
+    ids = llm.tokenizer.encode("Once upon a time")
+    params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+    scored = llm.generate([ids + generated.token_ids], params, use_tqdm=False)[0].prompt_logprobs
+    assert scored[0] is None
+    assert len(scored) == len(ids) + 8
+    for token, entry, given in zip(generated.token_ids, scored[len(ids) :], generated.logprobs, strict=True):
+        assert entry[token].logprob == pytest.approx(given[token].logprob, abs=1e-4)
+
+
+def test_beam_search_finds_a_likelier_text_than_greedy(llm):
+    """S80: beams are ordered by score, and exhaustive search agrees on a short case."""
+    ids = llm.tokenizer.encode("Once upon a time")
+    (result,) = llm.beam_search([ids], BeamSearchParams(beam_width=4, max_tokens=6, ignore_eos=True))
+    scores = [sequence.cum_logprob / len(sequence.tokens) for sequence in result.sequences]
+    assert len(scores) == 4
+    assert scores == sorted(scores, reverse=True)
+    greedy = _one(llm, ids, max_tokens=6, ignore_eos=True, logprobs=0)
+    assert result.sequences[0].cum_logprob >= greedy.cumulative_logprob - 1e-4
+    (single,) = llm.beam_search([ids], BeamSearchParams(beam_width=1, max_tokens=6, ignore_eos=True))
+    assert single.sequences[0].tokens == greedy.token_ids
+
+
+def test_beam_search_at_another_temperature_rescales_whole_distributions(llm):
+    """S80: no beam parameter is parsed and ignored."""
+    plain, warm = (
+        llm.beam_search(["Once"], BeamSearchParams(beam_width=2, max_tokens=3, temperature=t))[0] for t in (1.0, 2.0)
+    )
+    assert plain.sequences[0].cum_logprob != pytest.approx(warm.sequences[0].cum_logprob)
+
+
+def test_a_salt_keeps_equal_prompts_apart(llm):
+    """SEC-33: different salts share no cached page."""
+    prompt = list(range(100, 180))
+    llm.generate([prompt], GREEDY, use_tqdm=False, cache_salt="tenant one")
+    same = llm.generate([prompt], GREEDY, use_tqdm=False, cache_salt="tenant one")[0]
+    other = llm.generate([prompt], GREEDY, use_tqdm=False, cache_salt="tenant two")[0]
+    assert (same.num_cached_tokens, other.num_cached_tokens) == (79, 0)
+
+
+def test_requests_without_a_seed_differ_and_a_rerun_repeats_them():
+    """S80: random numbers differ by request; the engine's seed makes a script repeatable."""
+    params = SamplingParams(temperature=1.5, max_tokens=12, ignore_eos=True)
+    runs = []
+    for _ in range(2):
+        with LLM(max_model_len=256, seed=3) as llm:
+            outputs = llm.generate(["Once"] * 4, params, use_tqdm=False)
+            runs.append([o.outputs[0].token_ids for o in outputs])
+    assert runs[0] == runs[1]
+    assert len({tuple(tokens) for tokens in runs[0]}) > 1
+
+
+def test_an_interrupted_generation_leaves_a_usable_engine(llm, monkeypatch):
+    """REL-17: Ctrl-C midway gives every page back."""
+    advance, steps = llm._core.advance, []
+
+    def interrupted():
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return advance()
+
+    monkeypatch.setattr(llm._core, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(["Once upon a time"] * 3, GREEDY, use_tqdm=False)
+    assert llm.stats.num_used_pages == llm.stats.num_running == llm.stats.num_waiting == 0
+    assert len(_one(llm, "x", max_tokens=2, ignore_eos=True).token_ids) == 2
+
+
+def test_a_closed_llm_says_so():
+    with LLM(max_model_len=256) as llm:
+        pass
+    with pytest.raises(EngineDeadError):
+        llm.generate("x", GREEDY)
+
+
+def test_unknown_options_are_refused_before_anything_loads():
+    """S79: the nearest option is named."""
+    with pytest.raises(ConfigError, match="did you mean page_size"):
+        LLM(pagesize=8)
+
+
+def test_kv_tensors_take_exactly_the_bytes_the_plan_says(llm):
+    """S10: arithmetic and allocation agree to the byte."""
+    allocated = sum(tensor.numel() * tensor.element_size() for tensor in llm._core.runner.kv)
+    assert allocated == llm.info.resolved["memory"]["kv_bytes"]
