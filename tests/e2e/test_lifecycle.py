@@ -15,7 +15,12 @@ CHAT = "/v1/chat/completions"
 
 
 def _body(**more):
-    return {"model": "quire-demo", "messages": [{"role": "user", "content": "tell me a story"}], "temperature": 0, **more}
+    return {
+        "model": "quire-demo",
+        "messages": [{"role": "user", "content": "tell me a story"}],
+        "temperature": 0,
+        **more,
+    }
 
 
 class _Streams(threading.Thread):
@@ -129,7 +134,7 @@ def test_a_drain_that_takes_too_long_ends_requests_with_errors(start_server):
 
 
 def test_killing_the_engine_under_load_is_noticed_at_once(start_server, eventually):
-    """REL-2: open requests end in an error, /ready is not 200 within 2 s, the server exits non-zero, nothing is left."""
+    """REL-2: open requests end in an error, /ready is not 200 within 2 s, the exit is non-zero, nothing is left."""
     server = start_server("--max-num-seqs", "4")
     streams = _Streams(server.url, 12, max_tokens=4000)
     streams.start()

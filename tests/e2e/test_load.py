@@ -42,12 +42,14 @@ def _client(url, connections):
 def _is_idle(server):
     metrics = server.metrics()
     get = lambda name: sum(v for k, v in metrics.items() if k.split("{")[0] == name)  # noqa: E731
-    return get("quire:num_requests_running") == get("quire:num_requests_waiting") == get("quire:kv_cache_usage_perc") == 0
+    return (
+        get("quire:num_requests_running") == get("quire:num_requests_waiting") == get("quire:kv_cache_usage_perc") == 0
+    )
 
 
 @pytest.mark.slow
 async def test_200_streaming_chats_each_equal_their_solo_text(start_server, eventually):
-    """S6, S33, S35: none lost, none mixed up; half of them cancelled midway, and all pages come back (REL-1, REL-17)."""
+    """S6, S33, S35, REL-1, REL-17: none lost, none mixed up; half cancelled midway, and all pages come back."""
     server = start_server()
     questions = [f"My name is Number{i}. Count from {i % 50} to {i % 50 + 9}. What is my name?" for i in range(200)]
     async with _client(server.url, 200) as client:
@@ -84,7 +86,9 @@ async def test_1000_open_streams_are_held_in_bounded_memory(start_server, eventu
                 await asyncio.sleep(0.5)
 
         watcher = asyncio.create_task(watch())
-        opened = asyncio.gather(*(_stream(client, _body(f"count from {i % 90} to 99", max_tokens=24)) for i in range(1000)))
+        opened = asyncio.gather(
+            *(_stream(client, _body(f"count from {i % 90} to 99", max_tokens=24)) for i in range(1000))
+        )
         texts = await opened
         watcher.cancel()
     assert len(texts) == 1000

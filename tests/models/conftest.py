@@ -1,10 +1,10 @@
 """The parity harness: tiny random checkpoints made by transformers, and both sides run over the same tokens.
 
 How a comparison works. Our side generates greedily through pages in random order, prompts cut into chunks and rows of
-different progress mixed in every step, and keeps its log-probabilities at every position of prompt and output. The
+different progress mixed in every step; it keeps its log-probabilities at every position of prompt and output. The
 reference then reads prompt and output in ONE forward pass without a cache. If at every output position its most likely
-token is the one we took, its own greedy generation would have produced the same text, by induction over positions: equal
-prefixes give equal next tokens. So one pass replaces 64 steps of generation and checks every position besides.
+token is the one we took, its own greedy generation would have produced the same text, by induction over positions:
+equal prefixes give equal next tokens. So one pass replaces 64 steps of generation and checks every position besides.
 
 Positions that scale with the running length (dynamic, longrope): quire fixes the scale from max_model_len, transformers
 takes it from the longest sequence it sees. Every reference sequence is therefore extended to max_model_len with tokens
@@ -68,7 +68,7 @@ class Driver:
         random.Random(5).shuffle(self.free)  # physical order never equals logical order
         shapes = [self.backend.kv_shape(num_pages, page_size, s.num_kv_heads, s.head_dim) for s in model.kv_layers]
         # NaN in every place that was never written: reading one shows up in every logit.
-        self.kv = [torch.full(shape, math.nan) for shape in shapes]
+        self.kv = [torch.full(shape, math.nan, dtype=model.context.dtype) for shape in shapes]
 
     def generate(self, prompts, num_new):
         """Continue the prompts greedily; tokens [n] and log-probabilities [n - 1, V] per prompt, over all positions."""
@@ -145,30 +145,32 @@ class Harness:
         """config.json of a checkpoint."""
         return json.loads((path / "config.json").read_text())
 
-    def model(self, path, *, max_model_len=MAX_MODEL_LEN, **changes):
-        """Our model of a checkpoint, float32, with some keys of config.json changed on our side alone."""
+    def model(self, path, *, max_model_len=MAX_MODEL_LEN, dtype=torch.float32, **changes):
+        """Our model of a checkpoint with some keys of config.json changed on our side alone."""
         info = inspect_model(path)
         if changes:
             info = dataclasses.replace(info, config=merged(info.config, changes))
         context = BuildContext(
-            dtype=torch.float32, device=torch.device("cpu"), attention=select_backend("reference"),
+            dtype=dtype, device=torch.device("cpu"), attention=select_backend("reference"),
             max_model_len=max_model_len,
         )
         return load_model(info, context)
 
-    def reference(self, path):
+    def reference(self, path, dtype=torch.float32):
         """transformers' model of a checkpoint."""
-        if path not in self.references:
-            model = transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
-            self.references[path] = model.eval().float()
-        return self.references[path]
+        if (path, dtype) not in self.references:
+            # transformers' eager Falcon adds ALiBi twice (to the scores and through the mask); its sdpa does not.
+            kind = "sdpa" if self.config(path).get("alibi") else "eager"
+            load = transformers.AutoModelForCausalLM.from_pretrained
+            self.references[path, dtype] = load(path, attn_implementation=kind, dtype=dtype).eval()
+        return self.references[path, dtype]
 
-    def reference_logits(self, path, sequences):
+    def reference_logits(self, path, sequences, dtype=torch.float32):
         """transformers' logits [n - 1, V] of each sequence, all in one pass, each extended to MAX_MODEL_LEN."""
         filler = [1] * MAX_MODEL_LEN
         batch = torch.tensor([(list(tokens) + filler)[:MAX_MODEL_LEN] for tokens in sequences])
         with torch.inference_mode():
-            logits = self.reference(path)(input_ids=batch, use_cache=False).logits.float()
+            logits = self.reference(path, dtype)(input_ids=batch, use_cache=False).logits.float()
         return [row[: len(tokens) - 1] for row, tokens in zip(logits, sequences, strict=True)]
 
     def ours(self, model, prompts, *, num_new=NUM_NEW, page_size=16):
@@ -185,7 +187,7 @@ class Harness:
             difference = (ours - theirs.log_softmax(-1)).abs().amax(-1)
             assert not difference.isnan().any(), "our log-probabilities hold NaN"
             worst = int(difference.argmax())
-            assert difference[worst] < TOLERANCE, f"position {worst} of {len(tokens)} differs by {difference[worst]:.2e}"
+            assert difference[worst] < TOLERANCE, f"position {worst} of {len(tokens)} is off by {difference[worst]:.2e}"
             for position in range(len(prompt), len(tokens)):
                 row = theirs[position - 1]
                 gap = float(row.max() - row[tokens[position]])

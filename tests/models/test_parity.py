@@ -1,6 +1,7 @@
 """Every native family and variant computes what transformers computes; how, is said in conftest.py."""
 
 import pytest
+import torch
 
 SMALL = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 GQA = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -108,8 +109,10 @@ def test_a_variant_agrees_with_transformers_on_twenty_prompts(harness, all_promp
     """S41, S42, S43, S44, S45, REL-16, S24: 20 prompts of 1 to 200 tokens, 64 greedy steps each, every position."""
     model_type, config = VARIANTS[variant]
     path = harness.checkpoint(model_type, **config)
-    results = harness.ours(harness.model(path), all_prompts, page_size=page_size)
-    harness.compare(path, results, all_prompts)
+    # transformers rounds ALiBi to bfloat16, which is exact up to position 256 and wrong in its own way from there on.
+    prompts = [prompt[:190] for prompt in all_prompts] if config.get("alibi") else all_prompts
+    results = harness.ours(harness.model(path), prompts, page_size=page_size)
+    harness.compare(path, results, prompts)
 
 
 # What is altered on our side alone must show. A field whose change breaks the fit of files and model fails to load,
@@ -141,7 +144,7 @@ ALTERATIONS = [
     ("llama: dynamic rope", "max_position_embeddings", 128),
     ("llama: yarn", "rope_parameters.factor", 2.0),
     ("llama: yarn", "rope_parameters.original_max_position_embeddings", 32),
-    ("llama: yarn", "rope_parameters.beta_fast", 4.0),
+    ("llama: yarn", "rope_parameters.beta_fast", 2.0),
     ("llama: yarn", "rope_parameters.beta_slow", 8.0),
     ("llama: yarn", "rope_parameters.attention_factor", 1.0),
     ("llama: yarn with attention factor", "rope_parameters.attention_factor", 1.5),
@@ -164,7 +167,7 @@ ALTERATIONS = [
     ("phi3: longrope, window", "sliding_window", 25),
     ("phi3: longrope, window", "rope_parameters.long_factor", [1.0, 2.0, 3.5, 5.0, 6.0, 5.0]),
     ("phi3: longrope, window", "rope_parameters.partial_rotary_factor", 0.5),
-    ("phi3: longrope, window", "rope_parameters.original_max_position_embeddings", 32),
+    ("phi3: longrope, window", "original_max_position_embeddings", 32),
     ("phi3: longrope, short factors", "rope_parameters.short_factor", [1.0, 1.1, 1.2, 1.3, 1.3, 1.9]),
     ("gemma2", "attn_logit_softcapping", 5.0),
     ("gemma2", "attn_logit_softcapping", None),
@@ -258,3 +261,32 @@ def test_the_older_spelling_of_rope_parameters_means_the_same(harness, few_promp
             changes["partial_rotary_factor"] = parameters.pop("partial_rotary_factor")
     model = harness.model(path, rope_parameters=None, **changes)
     assert harness.is_equal(path, model, few_prompts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["llama: llama3 rope", "qwen3", "gemma2", "gpt-neox", "falcon: 7B"])
+def test_bfloat16_errs_no_more_than_transformers_in_bfloat16(harness, few_prompts, variant):
+    """REL-16: against float32, in log-probability and, where the best token leads by more than 0.05, in that token."""
+    model_type, config = VARIANTS[variant]
+    path = harness.checkpoint(model_type, **config)
+    results = harness.ours(harness.model(path, dtype=torch.bfloat16), few_prompts, num_new=4)
+    sequences = [tokens for tokens, _ in results]
+    exact = torch.cat(harness.reference_logits(path, sequences)).log_softmax(-1)
+    theirs = torch.cat(harness.reference_logits(path, sequences, torch.bfloat16)).log_softmax(-1)
+    ours = torch.cat([logprobs for _, logprobs in results])
+    error_ours, error_theirs = ((side - exact).square().mean().sqrt().item() for side in (ours, theirs))
+    assert error_ours <= 1.2 * error_theirs
+    best = exact.topk(2).values
+    leads = best[:, 0] - best[:, 1] > 0.05
+    assert (ours.argmax(-1) == exact.argmax(-1))[leads].float().mean() > 0.95
+
+
+def test_the_text_part_of_a_composite_gemma3_agrees_with_transformers(harness, few_prompts):
+    """S45: Gemma 3 from 4B up ships with an image encoder, whose weights are passed over."""
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 8, "patch_size": 4}  # fmt: skip
+    text = {**VARIANTS["gemma3"][1], "vocab_size": 160}
+    ids = {"image_token_index": 150, "boi_token_index": 151, "eoi_token_index": 152, "mm_tokens_per_image": 4}
+    path = harness.checkpoint("gemma3", text_config=text, vision_config=vision, **ids)
+    results = harness.ours(harness.model(path), few_prompts, num_new=16)
+    harness.compare(path, results, few_prompts)

@@ -7,19 +7,20 @@ Does not know: the network. A run resumes at a step without replaying the data b
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Iterator, Mapping
 
 import torch
-from torch import Tensor
-
-from tools.tiny_model.corpus.mixture import make_conversation
+from tools.tiny_model.corpus.mixture import Mixture, make_conversation
 from tools.tiny_model.corpus.types import Conversation
 from tools.tiny_model.render import START
 from tools.tiny_model.tokenizer import Encoder
+from torch import Tensor
 
 _LONGEST = 2048
-_MICRO_BATCHES = 3
+# Rows much shorter than the longest of a batch would be mostly padding.
+_LEAST_FILL = 0.75
+_BATCH_TOKENS = 1400
 # With this probability a gap in the positions makes the start of a conversation look far away.
 _GAP_SHARE = 0.3
 _GAP_SPAN = 1900.0
@@ -42,12 +43,12 @@ class _Row:
 
 
 def conversations_of_step(
-    seed: int, step: int, weights: Mapping[str, float], encoder: Encoder, tokens: int
+    seed: int, step: int, mixture: Mixture, encoder: Encoder, tokens: int
 ) -> Iterator[tuple[Conversation, list[int], list[bool]]]:
     """Yields the conversations of a step, as many as its token budget holds."""
     index, used = 0, 0
     while used < tokens:
-        conversation = make_conversation(random.Random(f"{seed}/train/{step}/{index}"), weights)
+        conversation = make_conversation(random.Random(f"{seed}/train/{step}/{index}"), mixture)
         index += 1
         ids, learned = encoder.training_ids(conversation.messages, conversation.tools)
         if len(ids) > _LONGEST:
@@ -74,25 +75,27 @@ def _pad(rows: list[_Row], pad_id: int) -> Batch:
         return torch.tensor([values + [filler] * (width - len(values)) for values in lists])
 
     return Batch(
-        table([r.ids for r in rows], pad_id), table([r.positions for r in rows], 0),
+        table([r.ids for r in rows], pad_id),
+        table([r.positions for r in rows], 0),
         table([r.targets for r in rows], -100),
     )
 
 
-def step_batches(
-    seed: int, step: int, weights: Mapping[str, float], encoder: Encoder, tokens: int
-) -> list[Batch]:
+def step_batches(seed: int, step: int, mixture: Mixture, encoder: Encoder, tokens: int) -> list[Batch]:
     """Returns the batches of a step, each of conversations of like length."""
     start_id: int = encoder.tokenizer.token_to_id(START)
     rng = random.Random(f"{seed}/positions/{step}")
     rows = [
         _row(ids, learned, start_id, rng)
-        for _, ids, learned in conversations_of_step(seed, step, weights, encoder, tokens)
+        for _, ids, learned in conversations_of_step(seed, step, mixture, encoder, tokens)
     ]
-    rows.sort(key=lambda row: len(row.ids))
-    total, used = sum(len(row.ids) for row in rows), 0
-    groups: list[list[_Row]] = [[] for _ in range(_MICRO_BATCHES)]
+    rows.sort(key=lambda row: len(row.ids), reverse=True)
+    groups: list[list[_Row]] = []
     for row in rows:
-        groups[min(_MICRO_BATCHES - 1, used * _MICRO_BATCHES // total)].append(row)
-        used += len(row.ids)
-    return [_pad(group, encoder.pad_id) for group in groups if group]
+        longest = len(groups[-1][0].ids) if groups else 0
+        fits = groups and (len(groups[-1]) + 1) * longest <= _BATCH_TOKENS
+        if fits and len(row.ids) >= _LEAST_FILL * longest:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return [_pad(group, encoder.pad_id) for group in groups]

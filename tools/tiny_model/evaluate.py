@@ -6,8 +6,8 @@ Knows: which tasks are judged and the targets. Does not know: who answers the pr
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from tools.tiny_model.corpus.mixture import held_episode
 from tools.tiny_model.corpus.types import Answer, Episode, HeldValue, Message
@@ -22,18 +22,43 @@ MAX_TOKENS = 200
 EXACT_TARGET = 0.8
 OVERALL_TARGET = 0.9
 EXACT_TASKS: tuple[str, ...] = (
-    "count", "sum", "sort numbers", "compare", "spell", "sort words", "repeat", "letters", "facts",
-    "stated facts", "json", "memory", "long memory", "tool call", "tool result",
+    "count",
+    "sum",
+    "sort numbers",
+    "compare",
+    "spell",
+    "sort words",
+    "repeat",
+    "letters",
+    "facts",
+    "stated facts",
+    "json",
+    "memory",
+    "long memory",
+    "tool call",
+    "tool result",
 )
 OTHER_TASKS: tuple[str, ...] = ("self", "greeting", "fallback", "story")
 HELD_OUT: dict[str, str] = {
-    "count": "pairs of ends", "sum": "both operands", "sort numbers": "all numbers", "compare": "both numbers",
-    "spell": "word or name", "sort words": "all words", "repeat": "all words", "letters": "word",
-    "facts": "phrasing of the question", "stated facts": "all names, places, things",
-    "json": "all names, places, numbers", "memory": "all names, places, words, numbers",
-    "long memory": "the same, 10 to 25 exchanges before", "tool call": "all arguments",
-    "tool result": "all arguments and results", "self": "phrasing of the question",
-    "greeting": "phrasing and the exchange before", "fallback": "phrasing, names, words", "story": "hero",
+    "count": "pairs of ends",
+    "sum": "both operands",
+    "sort numbers": "all numbers",
+    "compare": "both numbers",
+    "spell": "word or name",
+    "sort words": "all words",
+    "repeat": "all words",
+    "letters": "word",
+    "facts": "phrasing of the question",
+    "stated facts": "all names, places, things",
+    "json": "all names, places, numbers",
+    "memory": "all names, places, words, numbers",
+    "long memory": "the same, 10 to 25 exchanges before",
+    "tool call": "all arguments",
+    "tool result": "all arguments and results",
+    "self": "phrasing of the question",
+    "greeting": "phrasing and the exchange before",
+    "fallback": "phrasing, names, words",
+    "story": "hero",
 }
 # Tasks of few phrasings get an exchange before them, for enough different prompts.
 _AFTER_OTHERS = {"greeting": 1.0, "self": 0.5, "facts": 0.3, "fallback": 0.3, "count": 0.3, "sum": 0.3, "spell": 0.3}

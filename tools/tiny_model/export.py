@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-
 from tools.tiny_model.model import TinyLlama
 from tools.tiny_model.tokenizer import Encoder, write_tokenizer_files
 

@@ -5,15 +5,15 @@ Knows: batched decoding with a key-value cache. Does not know: tasks and scores.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Sequence
+from typing import Protocol
 
 import torch
-from torch import Tensor
-
 from tools.tiny_model.corpus.types import Message, Tool
 from tools.tiny_model.model import TinyLlama
 from tools.tiny_model.tokenizer import Encoder
+from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ nor the corpus; `proof.py` shows on the real corpus that the rule was kept.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 Split = Literal["train", "valid", "test"]
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
+from tools.tiny_model.start import EMBEDDING_STD, write_copying
 from tools.tiny_model.tokenizer import CONTEXT, VOCABULARY
+from torch import Tensor, nn
 
 Cache = list[tuple[Tensor, Tensor]]
 
@@ -35,18 +35,37 @@ class ModelConfig:
     def to_hf(self, end_id: int, pad_id: int) -> dict[str, object]:
         """Returns the content of `config.json`."""
         return {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": False,
-            "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": end_id, "pad_token_id": pad_id,
-            "head_dim": self.head_dim, "hidden_act": "silu", "hidden_size": self.hidden,
-            "initializer_range": 0.02, "intermediate_size": self.ffn, "max_position_embeddings": self.context,
-            "mlp_bias": False, "num_attention_heads": self.heads, "num_hidden_layers": self.layers,
-            "num_key_value_heads": self.kv_heads, "pretraining_tp": 1, "rms_norm_eps": self.eps,
-            "rope_scaling": None, "rope_theta": self.rope_theta, "tie_word_embeddings": True,
-            "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": self.vocabulary,
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": None,
+            "eos_token_id": end_id,
+            "pad_token_id": pad_id,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden,
+            "initializer_range": 0.02,
+            "intermediate_size": self.ffn,
+            "max_position_embeddings": self.context,
+            "mlp_bias": False,
+            "num_attention_heads": self.heads,
+            "num_hidden_layers": self.layers,
+            "num_key_value_heads": self.kv_heads,
+            "pretraining_tp": 1,
+            "rms_norm_eps": self.eps,
+            "rope_scaling": None,
+            "rope_theta": self.rope_theta,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "use_cache": True,
+            "vocab_size": self.vocabulary,
         }
 
 
 DEMO = ModelConfig(hidden=192, layers=5, heads=6, kv_heads=2, head_dim=32, ffn=512)
+# What the demo model grows from: nearly all can be learned at two fifths of the cost.
+SEEDLING = ModelConfig(hidden=192, layers=3, heads=6, kv_heads=2, head_dim=32, ffn=256)
 DRAFT = ModelConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=160)
 
 
@@ -152,8 +171,14 @@ class TinyLlama(nn.Module):
             if parameter.dim() == 2:
                 # Residual outputs start at zero: every layer begins as the identity.
                 std = 0.0 if name.endswith(("o_proj.weight", "down_proj.weight")) else parameter.shape[1] ** -0.5
-                std = 0.02 if "embed" in name else std
                 nn.init.normal_(parameter, std=std, generator=generator)
+        # Small first scores: with tied embeddings every token would else predict itself.
+        nn.init.constant_(self.model.norm.weight, 0.3 / (EMBEDDING_STD * c.hidden**0.5))
+        projections = [
+            {part: getattr(layer.self_attn, f"{part}_proj").weight for part in "qkvo"} for layer in self.model.layers[:2]
+        ]
+        if len(projections) == 2:
+            write_copying(self.model.embed_tokens.weight, projections, c.head_dim, c.rope_theta, generator)
 
     def hidden(
         self, ids: Tensor, positions: Tensor, past: Cache | None = None, mask: Tensor | None = None
@@ -178,3 +203,17 @@ class TinyLlama(nn.Module):
     def parameter_count(self) -> int:
         """Returns the number of parameters, the tied embedding once."""
         return sum(p.numel() for p in self.parameters())
+
+
+@torch.no_grad()
+def grown(model: TinyLlama, c: ModelConfig, seed: int) -> TinyLlama:
+    """Returns a network of more layers and wider feed-forward parts that computes the same as the model.
+
+    New layers and new feed-forward columns write nothing at first, since their outputs start at zero.
+    """
+    larger = TinyLlama(c, seed).to(model.model.embed_tokens.weight.device)
+    targets = dict(larger.named_parameters())
+    for name, parameter in model.named_parameters():
+        region = tuple(slice(size) for size in parameter.shape)
+        targets[name][region] = parameter
+    return larger

@@ -6,7 +6,8 @@ Knows: the update rule. Does not know: the network, the schedule.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Iterable
+from collections.abc import Iterable
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
+@torch.no_grad()
 def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
     """Returns the nearest (half-)orthogonal matrices, approximately, of a stack of matrices."""
     tall = matrices.shape[-2] > matrices.shape[-1]
@@ -29,8 +31,9 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Momentum whose update is orthogonalised, for two-dimensional parameters."""
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
+    def __init__(self, parameters: Iterable[Tensor], lr: float, workers: Executor, momentum: float = 0.95) -> None:
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
+        self._workers = workers
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -39,11 +42,16 @@ class Muon(torch.optim.Optimizer):
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
                 by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                self._update(parameters, group["lr"], group["momentum"], max(1.0, shape[0] / shape[1]) ** 0.5)
+            moves = [self._directions(parameters, group["momentum"]) for parameters in by_shape.values()]
+            # Stacks of different shapes are independent of each other.
+            results = self._workers.map(orthogonalised, moves)
+            for (shape, parameters), updates in zip(by_shape.items(), results, strict=True):
+                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.add_(update, alpha=-group["lr"] * scale)
 
-    def _update(self, parameters: list[Tensor], rate: float, momentum: float, scale: float) -> None:
-        updates: list[Tensor] = []
+    def _directions(self, parameters: list[Tensor], momentum: float) -> Tensor:
+        directions: list[Tensor] = []
         for parameter in parameters:
             if parameter.grad is None:
                 raise ValueError("Muon needs a gradient for every parameter")
@@ -51,6 +59,5 @@ class Muon(torch.optim.Optimizer):
             if "momentum" not in state:
                 state["momentum"] = torch.zeros_like(parameter)
             state["momentum"].lerp_(parameter.grad, 1 - momentum)
-            updates.append(parameter.grad.lerp(state["momentum"], momentum))
-        for parameter, update in zip(parameters, orthogonalised(torch.stack(updates)), strict=True):
-            parameter.add_(update, alpha=-rate * scale)
+            directions.append(parameter.grad.lerp(state["momentum"], momentum))
+        return torch.stack(directions)

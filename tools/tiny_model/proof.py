@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Iterable, Sequence
 
 from tools.tiny_model.corpus.types import Conversation, HeldValue
 from tools.tiny_model.data import conversations_of_step
@@ -51,8 +51,9 @@ def trace_training(recipe: Recipe, encoder: Encoder, steps: int | None = None) -
     """Returns the trace of every conversation that a recipe trains on."""
     trace = CorpusTrace()
     for step in range(recipe.steps if steps is None else steps):
+        phase = recipe.phase(step)
         for conversation, ids, _ in conversations_of_step(
-            recipe.seed, step, recipe.weights, encoder, recipe.tokens_per_step
+            recipe.seed, step, phase.mixture, encoder, phase.tokens_per_step
         ):
             trace.add(conversation)
             trace.tokens += len(ids)

@@ -6,11 +6,20 @@ Schedules count steps, never seconds, so that every run of a recipe does the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Mapping
+from dataclasses import dataclass
 
-from tools.tiny_model.corpus.mixture import WEIGHTS
-from tools.tiny_model.model import DEMO, DRAFT, ModelConfig
+from tools.tiny_model.corpus.mixture import COPYING, FINAL, Mixture
+from tools.tiny_model.model import DEMO, DRAFT, SEEDLING, ModelConfig
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of steps with one network on one mixture of tasks; networks may only grow."""
+
+    model: ModelConfig
+    steps: int
+    tokens_per_step: int
+    mixture: Mixture
 
 
 @dataclass(frozen=True)
@@ -18,27 +27,50 @@ class Recipe:
     """Everything that decides the outcome of one training run."""
 
     name: str
-    model: ModelConfig
-    steps: int
-    tokens_per_step: int
+    phases: tuple[Phase, ...]
+    # The learning rate is constant up to this step and then falls in a line to nothing.
+    flat_until: int
     seed: int = 1
     matrix_rate: float = 0.02
-    other_rate: float = 0.004
-    warm_up: int = 40
-    # Share of the steps before the rate starts to fall.
-    plateau: float = 0.35
+    other_rate: float = 0.006
+    warm_up: int = 30
     checkpoint_every: int = 50
-    weights: Mapping[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+
+    @property
+    def steps(self) -> int:
+        """Returns the number of steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    @property
+    def model(self) -> ModelConfig:
+        """Returns the network that the run ends with."""
+        return self.phases[-1].model
+
+    def phase(self, step: int) -> Phase:
+        """Returns the phase that a step belongs to."""
+        end = 0
+        for phase in self.phases:
+            end += phase.steps
+            if step < end:
+                return phase
+        raise ValueError(f"step {step} is beyond the recipe's {self.steps} steps")
 
     def rate_factor(self, step: int) -> float:
         """Returns the share of the peak learning rate at a step."""
         if step < self.warm_up:
             return (step + 1) / self.warm_up
-        flat_until = self.plateau * self.steps
-        if step <= flat_until:
+        if step <= self.flat_until:
             return 1.0
-        return max(0.0, (self.steps - step) / (self.steps - flat_until))
+        return (self.steps - step) / (self.steps - self.flat_until)
 
 
-DEMO_RECIPE = Recipe("quire-demo", DEMO, steps=2200, tokens_per_step=4096)
-DRAFT_RECIPE = Recipe("quire-demo-draft", DRAFT, steps=1200, tokens_per_step=4096, other_rate=0.01)
+DEMO_RECIPE = Recipe(
+    "quire-demo",
+    (
+        Phase(SEEDLING, 700, 2048, COPYING),
+        Phase(SEEDLING, 700, 4096, FINAL),
+        Phase(DEMO, 400, 4096, FINAL),
+    ),
+    flat_until=1300,
+)
+DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 1200, 4096, FINAL),), flat_until=400)

@@ -7,13 +7,13 @@ Does not know: tokens, tasks, the trainer.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from tools.tiny_model.corpus.types import Message, Tool
 
 START = "<|im_start|>"

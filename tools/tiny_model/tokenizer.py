@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, Mapping, Sequence
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from tools.tiny_model.corpus.mixture import make_conversation
+from tools.tiny_model.corpus.mixture import Mixture, make_conversation
 from tools.tiny_model.corpus.types import Message, Tool
 from tools.tiny_model.render import END, START, chat_template, render, split_by_loss
 
@@ -29,22 +28,24 @@ _PATTERN = r"\p{N}| ?\p{Ll}+|\p{Lu}+(?!\p{Ll})|\p{Lu}\p{Ll}*|\p{L}|[\r\n]+| ?[^\
 _SAMPLE = 12000
 
 
-def _texts(seed: int, weights: Mapping[str, float], markers: Sequence[str]) -> Iterator[str]:
+def _texts(seed: int, mixture: Mixture, markers: Sequence[str]) -> Iterator[str]:
     for index in range(_SAMPLE):
-        conversation = make_conversation(random.Random(f"{seed}/tokenizer/{index}"), weights)
+        conversation = make_conversation(random.Random(f"{seed}/tokenizer/{index}"), mixture)
         text = render(conversation.messages, conversation.tools, False)
         for marker in markers:
             text = text.replace(marker, "\n")
         yield text
 
 
-def train_tokenizer(seed: int, weights: Mapping[str, float]) -> Tokenizer:
+def train_tokenizer(seed: int, mixture: Mixture) -> Tokenizer:
     """Returns a tokenizer trained on conversations of the training split."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(MARKERS),
@@ -52,7 +53,7 @@ def train_tokenizer(seed: int, weights: Mapping[str, float]) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_texts(seed, weights, SPECIAL + MARKERS), trainer)
+    tokenizer.train_from_iterator(_texts(seed, mixture, SPECIAL + MARKERS), trainer)
     tokenizer.add_tokens(list(MARKERS))
     return tokenizer
 
@@ -63,8 +64,12 @@ def write_tokenizer_files(tokenizer: Tokenizer, folder: Path) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
     added = {
         str(tokenizer.token_to_id(text)): {
-            "content": text, "lstrip": False, "normalized": text in MARKERS, "rstrip": False,
-            "single_word": False, "special": text in SPECIAL,
+            "content": text,
+            "lstrip": False,
+            "normalized": text in MARKERS,
+            "rstrip": False,
+            "single_word": False,
+            "special": text in SPECIAL,
         }
         for text in SPECIAL + MARKERS
     }

@@ -8,18 +8,19 @@ from __future__ import annotations
 import os
 import resource
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
-
 from tools.tiny_model.data import Batch, step_batches
-from tools.tiny_model.model import TinyLlama
+from tools.tiny_model.model import TinyLlama, grown
 from tools.tiny_model.optim import Muon
 from tools.tiny_model.recipe import Recipe
 from tools.tiny_model.tokenizer import Encoder
+from torch import Tensor
 
 
 def pick_device() -> torch.device:
@@ -32,11 +33,20 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def _worker_pool(device: torch.device) -> ThreadPoolExecutor:
+    """Returns workers of one thread each: they share two cores with other programs far better
+    than one operation split over both, whose parts would wait for each other."""
+    count = 1 if device.type == "cuda" else min(2, os.cpu_count() or 1)
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+
+
 class Trainer:
     """One run of a recipe, from its last checkpoint if the folder holds one."""
 
     def __init__(self, recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> None:
         torch.use_deterministic_algorithms(True)
+        # The optimisers run in this thread.
+        torch.set_num_threads(1)
         self.recipe = recipe
         self.encoder = Encoder(tokenizer)
         self.device = pick_device()
@@ -44,30 +54,39 @@ class Trainer:
             # Their backward passes add up in any order.
             torch.backends.cuda.enable_flash_sdp(False)
             torch.backends.cuda.enable_mem_efficient_sdp(False)
+        self.workers = _worker_pool(self.device)
         self.checkpoint = folder / f"{recipe.name}.checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)
-        self.model = TinyLlama(recipe.model, recipe.seed).to(self.device)
-        matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
-        others = [p for n, p in self.model.named_parameters() if p.dim() == 1 or "embed" in n]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(matrices, lr=recipe.matrix_rate),
-            torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
+        self.model: TinyLlama
+        self.optimizers: list[torch.optim.Optimizer]
+        self._set_model(TinyLlama(recipe.phase(0).model, recipe.seed).to(self.device))
         self.step = 0
         self.wall_seconds = 0.0
         self.cpu_seconds = 0.0
         if self.checkpoint.exists():
             self._load()
 
+    def _set_model(self, model: TinyLlama) -> None:
+        self.model = model
+        matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
+        others = [p for n, p in model.named_parameters() if p.dim() == 1 or "embed" in n]
+        self.optimizers = [
+            Muon(matrices, lr=self.recipe.matrix_rate, workers=self.workers),
+            torch.optim.AdamW(others, lr=self.recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
+
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        trained_last = self.recipe.phase(max(0, state["step"] - 1)).model
+        self._set_model(TinyLlama(trained_last, self.recipe.seed).to(self.device))
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.step = state["step"]
         self.wall_seconds, self.cpu_seconds = state["wall_seconds"], state["cpu_seconds"]
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes the checkpoint, in place of the last one, all at once."""
         state = {
             "model": self.model.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers],
@@ -80,23 +99,30 @@ class Trainer:
         torch.save(state, part)
         os.replace(part, self.checkpoint)
 
-    def _loss_sum(self, batch: Batch) -> torch.Tensor:
+    def _gradients(self, batch: Batch, learned_in_step: int) -> tuple[float, tuple[Tensor, ...]]:
         hidden, _ = self.model.hidden(batch.ids.to(self.device), batch.positions.to(self.device))
         targets = batch.targets.to(self.device)
         # Only learned positions go through the output layer, which saves half of its work.
         learned = targets >= 0
-        return F.cross_entropy(self.model.logits(hidden[learned]), targets[learned], reduction="sum")
+        logits = self.model.logits(hidden[learned])
+        loss = F.cross_entropy(logits, targets[learned], reduction="sum") / learned_in_step
+        return loss.item(), torch.autograd.grad(loss, list(self.model.parameters()))
 
     def train_step(self) -> float:
         """Does one step and returns its loss per learned token."""
         recipe = self.recipe
-        batches = step_batches(recipe.seed, self.step, recipe.weights, self.encoder, recipe.tokens_per_step)
+        phase = recipe.phase(self.step)
+        if phase.model != self.model.c:
+            self._set_model(grown(self.model, phase.model, recipe.seed))
+        batches = step_batches(recipe.seed, self.step, phase.mixture, self.encoder, phase.tokens_per_step)
         learned = sum(int((b.targets >= 0).sum()) for b in batches)
+        parts = self.workers.map(lambda batch: self._gradients(batch, learned), batches)
         total = 0.0
-        for batch in batches:
-            loss = self._loss_sum(batch) / learned
-            loss.backward()
-            total += loss.item()
+        # Added up in the order of the batches, whichever worker is done first.
+        for loss, gradients in parts:
+            total += loss
+            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
         factor = recipe.rate_factor(self.step)
         for optimizer, peak in zip(self.optimizers, (recipe.matrix_rate, recipe.other_rate), strict=True):
             for group in optimizer.param_groups:
@@ -116,8 +142,11 @@ class Trainer:
             self.cpu_seconds += _cpu_seconds() - cpu
             if self.step % 20 == 0:
                 mean = sum(recent) / len(recent)
-                print(f"{self.recipe.name} step {self.step} loss {mean:.4f} wall {self.wall_seconds:.0f} s "
-                      f"cpu {self.cpu_seconds:.0f} s", flush=True)
+                print(
+                    f"{self.recipe.name} step {self.step} loss {mean:.4f} wall {self.wall_seconds:.0f} s "
+                    f"cpu {self.cpu_seconds:.0f} s",
+                    flush=True,
+                )
                 recent.clear()
             if self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps:
-                self._save()
+                self.save()

@@ -8,7 +8,13 @@ from __future__ import annotations
 
 import random
 
-NAMES: tuple[str, ...] = tuple(
+
+def listed(text: str) -> tuple[str, ...]:
+    """Returns the words of a text."""
+    return tuple(text.split())
+
+
+NAMES: tuple[str, ...] = listed(
     """Adam Agnes Ahmed Aisha Alan Alice Amir Amy Andrea Anna Anton Ben Bella Bob Boris Bruno
     Carla Carlos Cathy Chen Clara Claire Daniel David Diana Dora Edward Elena Eli Ella Emil Emma
     Eric Eva Fatima Felix Fiona Frank Frida George Gina Grace Greta Hana Hannah Harry Helen Henry
@@ -17,29 +23,29 @@ NAMES: tuple[str, ...] = tuple(
     Luke Maria Mark Marta Martin Mary Max Maya Mia Mike Mila Mina Nadia Nick Nina Noah Nora Olga
     Oliver Omar Oscar Otto Paul Paula Pedro Peter Petra Rachel Ravi Rita Robert Rosa Ruth Sam
     Sara Sofia Simon Stefan Susan Tara Theo Thomas Tim Tina Tom Uma Vera Victor Viola Walter
-    Wendy William Yara Yuki Zoe""".split()
+    Wendy William Yara Yuki Zoe"""
 )
 # Real names that no training text may contain.
-TEST_NAMES: tuple[str, ...] = tuple(
+TEST_NAMES: tuple[str, ...] = listed(
     """Abigail Bernard Celeste Dominic Esther Fabian Gustav Heidi Ismail Josefa Kirsten Leonard
     Mathilde Nikolai Ophelia Patrick Quentin Roxana Sebastian Tabitha Ulrich Veronica Wilfred
-    Xenia Yolanda Zachary""".split()
+    Xenia Yolanda Zachary"""
 )
 
-CITIES: tuple[str, ...] = tuple(
+CITIES: tuple[str, ...] = listed(
     """Paris London Berlin Rome Madrid Vienna Oslo Lisbon Athens Dublin Prague Warsaw Budapest
     Helsinki Stockholm Copenhagen Amsterdam Brussels Bern Zurich Hamburg Munich Milan Naples
     Boston Chicago Dallas Denver Seattle Miami Toronto Ottawa Tokyo Osaka Kyoto Seoul Beijing
     Shanghai Delhi Mumbai Cairo Nairobi Lima Bogota Santiago Sydney Melbourne Perth Dakar Tunis
-    Moscow Kiev Istanbul Ankara Barcelona Porto Lyon Geneva Basel Graz""".split()
+    Moscow Kiev Istanbul Ankara Barcelona Porto Lyon Geneva Basel Graz"""
 )
-TEST_CITIES: tuple[str, ...] = tuple(
+TEST_CITIES: tuple[str, ...] = listed(
     """Bratislava Cordoba Dresden Edinburgh Florence Granada Havana Izmir Jakarta Kingston
     Liverpool Marseille Nagoya Odessa Palermo Quito Rotterdam Salzburg Tallinn Utrecht Valencia
-    Winnipeg""".split()
+    Winnipeg"""
 )
 
-WORDS: tuple[str, ...] = tuple(
+WORDS: tuple[str, ...] = listed(
     """able acorn actor air album anchor ankle ant apple april apron arm arrow artist aunt autumn
     baby bag ball banana band bank barn basket bath beach bean bear bed bee bell bench berry bike
     bird blanket boat body bone book boot bottle bowl box boy brain branch bread brick bridge
@@ -64,19 +70,19 @@ WORDS: tuple[str, ...] = tuple(
     star station stick stone storm street sugar summer sun swan table tail tea teacher tent test
     thumb tiger toast tomato tool tooth tower town toy train tree truck trumpet tulip turtle
     umbrella uncle valley vase village violin voice wagon wall water wave wheel whale whistle
-    wind window wing winter wolf wood wool yard year yellow zebra zoo""".split()
+    wind window wing winter wolf wood wool yard year yellow zebra zoo"""
 )
 # Real words that no training text may contain.
-TEST_WORDS: tuple[str, ...] = tuple(
+TEST_WORDS: tuple[str, ...] = listed(
     """almond badger blossom cactus canyon copier dolphin emerald falcon fiddle ginger hamster
     hazel iguana jigsaw kennel lantern lobster marble mitten mustard nectar nutmeg orchid oyster
     paddle pebble pigeon plaster quartz raven saddle salmon scarf sparrow spider teapot thistle
-    thunder trolley tunnel turnip velvet vinegar walnut weasel wicket willow yogurt zipper""".split()
+    thunder trolley tunnel turnip velvet vinegar walnut weasel wicket willow yogurt zipper"""
 )
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z br cr dr gr tr pr st sh ch th pl fl gl kl sk sp qu"
-_VOWELS = "a e i o u a e i o u ai ea ee oo ou ie y"
-_CODAS = "n r l s t m k d ck nd st rt p x ng sh ll"
+_ONSETS = listed("b c d f g h j k l m n p r s t v w z br cr dr gr tr pr st sh ch th pl fl gl kl sk sp qu")
+_VOWELS = listed("a e i o u a e i o u ai ea ee oo ou ie y")
+_CODAS = listed("n r l s t m k d ck nd st rt p x ng sh ll")
 
 
 def invented_word(rng: random.Random) -> str:
@@ -85,10 +91,10 @@ def invented_word(rng: random.Random) -> str:
     if rng.random() < 0.15:
         parts.append(rng.choice("aeiou"))
     for _ in range(2 if rng.random() < 0.75 else 3):
-        parts.append(rng.choice(_ONSETS.split()))
-        parts.append(rng.choice(_VOWELS.split()))
+        parts.append(rng.choice(_ONSETS))
+        parts.append(rng.choice(_VOWELS))
     if rng.random() < 0.6:
-        parts.append(rng.choice(_CODAS.split()))
+        parts.append(rng.choice(_CODAS))
     return "".join(parts)
 
 

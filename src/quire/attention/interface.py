@@ -29,6 +29,9 @@ class AttentionSpec:
     alibi_slopes: tuple[float, ...] | None = None
     """Per query head: adds slope * key_position to the score (Press et al., ALiBi, 2021); shift-equivalent to
     slope * (key_position - query_position)."""
+    alibi_before_scale: bool = False
+    """ALiBi as Falcon computes it: scale * (q·k + slope * key_position), where slope, position and their product are
+    each rounded to bfloat16 (so it is not shift-equivalent)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

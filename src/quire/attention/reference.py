@@ -95,7 +95,7 @@ class ReferenceAttention:
         for row in plan.rows(spec.window):
             keys, values = _gather(kv, row.pages)
             for block in row.blocks:
-                bias = None if slopes is None else slopes * row.positions[block.keys]  # [K, H / K, 1, keys]
+                bias = None if slopes is None else _alibi(slopes, row.positions[block.keys], spec)
                 part = _attend(q[block.queries], keys[:, block.keys], spec, bias=bias, visible=block.visible)
                 out[block.queries] = _weighted(part, values[:, block.keys])
         return out
@@ -135,6 +135,13 @@ def _gather(kv: Tensor, pages: Tensor) -> tuple[Tensor, Tensor]:
     """K and V of some pages as [K, n * S, D] float32, unused places of the last page included."""
     rows = kv.transpose(1, 2).index_select(2, pages).flatten(2, 3).float()  # [2, K, n * S, D]
     return rows[0], rows[1]
+
+
+def _alibi(slopes: Tensor, positions: Tensor, spec: AttentionSpec) -> Tensor:
+    """What ALiBi adds to the scaled scores: slopes [K, H / K, 1, 1] and positions [C] → [K, H / K, 1, C]."""
+    if spec.alibi_before_scale:
+        return (slopes.bfloat16() * positions.bfloat16()).float() * spec.scale
+    return slopes * positions
 
 
 def _attend(q: Tensor, keys: Tensor, spec: AttentionSpec, *, bias: Tensor | None, visible: Tensor | None) -> Tensor:

@@ -59,8 +59,10 @@ def _check_fields(config: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ConfigError(f"{spec.name} must be a number, found {value!r}")
         if value != value or (low is not None and value < low) or (high is not None and value > high):
-            raise ConfigError(f"{spec.name} is {value}; allowed: {low if low is not None else '-inf'} to "
-                              f"{high if high is not None else 'any'}")
+            raise ConfigError(
+                f"{spec.name} is {value}; allowed: {low if low is not None else '-inf'} to "
+                f"{high if high is not None else 'any'}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +72,23 @@ class ModelConfig:
     model: str = option(BUILTIN_MODEL, "Directory of a Hugging Face checkpoint, a hub id, or quire-demo (built in).")
     tokenizer: str | None = option(None, "Directory or hub id of the tokenizer; the model's own when not given.")
     revision: str | None = option(None, "Branch, tag or commit for a hub id.")
-    served_model_name: tuple[str, ...] = option((), "Names the API answers to; the first is reported. Default: the model.")
+    served_model_name: tuple[str, ...] = option(
+        (), "Names the API answers to; the first is reported. Default: the model."
+    )
     dtype: str = option("auto", "Precision of weights and activations; auto is the device's best.", choices=DTYPES)
     max_model_len: int | None = option(None, "Longest prompt plus output, in tokens; derived when not given.", low=1)
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     tensor_parallel_size: int = option(1, "Devices one model is split over.", low=1)
     chat_template: str | None = option(None, "File with a Jinja chat template that replaces the checkpoint's own.")
     generation_config: str = option(
-        "auto", "Default sampling: the checkpoint's generation_config.json (auto) or quire's own (quire).",
+        "auto",
+        "Default sampling: the checkpoint's generation_config.json (auto) or quire's own (quire).",
         choices=("auto", "quire"),
     )
     seed: int = option(0, "Seed for requests that give none; their random numbers differ by request.")
-    plugins: tuple[str, ...] = option((), "Python modules imported at start; they register models, policies, processors.")
+    plugins: tuple[str, ...] = option(
+        (), "Python modules imported at start; they register models, policies, processors."
+    )
     threads: int | None = option(None, "CPU threads for the model; the machine's cores when not given.", low=1)
 
     def __post_init__(self) -> None:
@@ -139,7 +146,9 @@ class ServerConfig:
     root_path: str = option("", "Prefix of every route, such as /llm.")
     disabled_routes: tuple[str, ...] = option((), "Routes that are switched off, such as /v1/completions.")
     shutdown_timeout: float = option(30.0, "Seconds open requests get after SIGTERM.", low=0)
-    step_timeout: float = option(300.0, "Seconds without a finished step, with work open, until the engine is stuck.", low=1)
+    step_timeout: float = option(
+        300.0, "Seconds without a finished step, with work open, until the engine is stuck.", low=1
+    )
     request_timeout: float | None = option(None, "Seconds any request may take, queue included.", low=0.001)
     metrics_compat: str = option("vllm", "Also export metrics under another engine's names.", choices=("vllm", "none"))
     log_level: str = option("info", "Detail of the log.", choices=("debug", "info", "warning", "error"))
@@ -203,7 +212,10 @@ def split_options(options: Mapping[str, Any], parts: Mapping[str, type]) -> dict
 
 
 def _coerce(spec: dataclasses.Field[Any], value: Any) -> Any:
-    """Accept a lone string where a tuple of strings is declared."""
-    if str(spec.type).startswith("tuple"):
-        return (value,) if isinstance(value, str) else tuple(value or ())
-    return value
+    """Accept a lone string, a list or nothing where a tuple of strings is declared."""
+    if not str(spec.type).startswith("tuple"):
+        return value
+    items = (value,) if isinstance(value, str) else value or ()
+    if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+        raise ConfigError(f"{spec.name} takes text, once or several times; found {value!r}")
+    return tuple(items)

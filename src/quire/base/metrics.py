@@ -21,7 +21,7 @@ class EngineStats:
     num_used_pages: int = 0
     """Pages some running request holds."""
     num_used_tokens: int = 0
-    """Tokens of running requests with KV; `num_used_pages * page_size - num_used_tokens` slots are waste (sharing aside)."""
+    """Tokens of running requests with KV. Sharing aside, `num_used_pages * page_size` minus these is waste."""
     prompt_tokens: int = 0
     """Prompt tokens computed (cached ones not included)."""
     generation_tokens: int = 0

@@ -21,7 +21,7 @@ class TokenLogprobs:
 
     token_ids: list[int]
     logprobs: list[float]
-    """Natural logarithms of the model's own distribution (before temperature, penalties and masks); never -inf or NaN."""
+    """Natural logarithms of the model's own distribution (before temperature, penalties, masks); never -inf or NaN."""
     ranks: list[int]
     """1 is the most likely token of the position."""
 

@@ -1,7 +1,7 @@
 """What a request may ask of generation: `SamplingParams` and `BeamSearchParams`, validated when they are made.
 
-Names and meanings follow vLLM's. This file knows the limits of each field, not how a token is drawn (`runner/sampler.py`)
-and not the model: ids are checked against the embedding rows by `check_token_ids`, once the model is known.
+Names and meanings follow vLLM's. This file knows the limits of each field, not how a token is drawn
+(`runner/sampler.py`) and not the model: `check_token_ids` checks ids against the embedding rows once it is known.
 """
 
 from __future__ import annotations

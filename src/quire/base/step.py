@@ -37,7 +37,7 @@ class NewRow:
 
 @dataclass(slots=True, kw_only=True)
 class SchedulerOutput:
-    """One step's decision. `rows`, `starts`, `num_scheduled` and `samples` run in parallel, one entry per scheduled row."""
+    """One step's decision. `rows`, `starts`, `num_scheduled`, `samples` run in parallel, an entry per scheduled row."""
 
     step: int
     rows: list[int]

@@ -30,11 +30,19 @@ class EndpointError(QuireError):
 class Endpoint:
     """One OpenAI-style server under a base URL such as `http://127.0.0.1:8000` (with or without `/v1`)."""
 
-    def __init__(self, base_url: str, *, timeout: float = 600.0, max_connections: int | None = None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout: float = 600.0,
+        max_connections: int | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         key = os.environ.get(API_KEY_VARIABLE)
         self.base_url = base_url.rstrip("/").removesuffix("/v1") + "/v1"
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
+            transport=transport,
             timeout=httpx.Timeout(timeout, connect=10.0),
             limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
         )

@@ -23,6 +23,7 @@ from quire.models.families import FAMILIES
 from quire.models.hub import locate_model
 from quire.models.inspect import inspect_model
 from quire.runner.host_resources import available_memory, usable_cores
+from quire.text.template_traits import tool_format
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(supported_architectures(), indent=2) if args.json else _list_text())
         return 0
     path = locate_model(config.model.model, revision=config.model.revision, weights=False)
-    report = check_model(path)
+    report = check_model(path, tool_format=tool_format)
     plan: MemoryPlan | None = None
     obstacle: str | None = None
     if report.is_supported and report.num_parameters is not None:

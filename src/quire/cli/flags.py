@@ -240,8 +240,8 @@ def _from_yaml(spec: FlagSpec, value: Any) -> Any:
     name = spec.field.name
     if value is None:
         return spec.field.default
-    if spec.is_tuple:
-        return tuple(str(item) for item in value)
+    if spec.is_tuple:  # `split_options` made and checked the tuple
+        return value
     if isinstance(value, str) and spec.kind is not bool:
         try:
             return spec.read(value)

@@ -29,12 +29,17 @@ def run(args: argparse.Namespace) -> int:
     engine_config, server_config = options.engine_config(), options.server_config()
     configure_logging(server_config.log_level, style=server_config.log_style)
 
+    started: list[EngineInfo] = []
+
     async def start_engine() -> AsyncEngine:
         log = (server_config.log_level, server_config.log_style)
-        return await AsyncEngine.start(engine_config, on_phase=_print_phase, log=log)
+        engine = await AsyncEngine.start(engine_config, on_phase=_print_phase, log=log)
+        engine.step_timeout = server_config.step_timeout
+        started.append(engine.info)
+        return engine
 
-    def on_ready(engine: AsyncEngine, url: str) -> None:
-        print("\n".join(ready_lines(engine.info, url, server_config)), file=sys.stderr, flush=True)
+    def on_ready(url: str) -> None:
+        print("\n".join(ready_lines(started[0], url, server_config)), file=sys.stderr, flush=True)
 
     print(f"quire is loading {engine_config.model.model}", file=sys.stderr, flush=True)
     return serve(start_engine, server_config, on_ready=on_ready)

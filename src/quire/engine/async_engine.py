@@ -1,7 +1,7 @@
 """The asynchronous front of an engine: text in, `RequestOutput`s out, many requests at once. Never imports torch.
 
-Runs on one event loop. Tokenizing and rendering of anything long happens in a worker thread; detokenizing happens as the
-engine's messages arrive, one message per step for all requests.
+Runs on one event loop. Tokenizing and rendering of anything long happens in a worker thread; detokenizing happens as
+the engine's messages arrive, one message per step for all requests.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class AsyncEngine:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the engine has work and took no step for `step_timeout` seconds (REL-4); an idle engine is not stuck."""
+        """Whether the engine has work and took no step for `step_timeout` seconds (REL-4); an idle one is not stuck."""
         return bool(self._open) and time.monotonic() - self._last_progress > self.step_timeout
 
     def default_params(self, **given: Any) -> SamplingParams:
@@ -143,11 +143,17 @@ class AsyncEngine:
                 f"the model {self.info.served_names[0]} has no chat template; use completions, or give one with "
                 f"--chat-template"
             )
-        rendered, notes = to_template_messages(messages, template)
+        rendered, notes = to_template_messages(messages, template, tools=kwargs.get("tools"))
         return await asyncio.to_thread(template.render, rendered, **kwargs), notes
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str, delta: bool = False, **options: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str,
+        delta: bool = False,
+        **options: Any,
     ) -> AsyncIterator[RequestOutput]:
         """Generate for one prompt; each item is all there is so far, or with `delta` only what is new.
 
@@ -165,7 +171,13 @@ class AsyncEngine:
             await outputs.aclose()
 
     async def submit(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str, delta: bool = False, **options: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        request_id: str,
+        delta: bool = False,
+        **options: Any,
     ) -> OutputStream:
         """Check and queue a request now; errors that `generate` would raise at its first item raise here."""
         self._check_accepting()
@@ -359,4 +371,3 @@ def _failure_of(output: TokenOutput | None) -> QuireError | None:
         return None
     cls = getattr(errors, output.error_kind or "", errors.StepError)
     return cls(output.error or "the request failed") if issubclass(cls, QuireError) else errors.StepError(output.error)
-

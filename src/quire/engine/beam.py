@@ -1,7 +1,7 @@
 """Beam search over the engine: each round asks for one more token of every beam, with its most likely alternatives.
 
-Every beam's prefix is in the prefix cache, so a round computes little more than one token per beam. Scores follow the usual
-length normalisation (Wu et al., 2016, with the simple power form): sum of log-probabilities / length ** penalty.
+Every beam's prefix is in the prefix cache, so a round computes little more than one token per beam. Scores follow the
+usual length normalisation (Wu et al., 2016, with the simple power form): sum of log-probabilities / length ** penalty.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def beam_search(llm: LLM, prompt_ids: list[int], params: BeamSearchParams) -> Be
 
 def score(cum_logprob: float, length: int, length_penalty: float) -> float:
     """Rank of a beam: log-probability per token ** penalty; higher is better."""
-    return cum_logprob / length**length_penalty
+    return cum_logprob / float(length**length_penalty)
 
 
 def _extend(llm: LLM, prompt_ids: list[int], beams: list[_Beam], params: BeamSearchParams) -> list[_Beam]:

@@ -22,13 +22,14 @@ from quire.cache.manager import KVCacheManager
 from quire.engine.core import EngineCore
 from quire.engine.info import EngineInfo
 from quire.engine.messages import AddMessage
-from quire.engine.resolve import DeviceFacts, ResolvedConfig, builtin_path, resolve
+from quire.engine.resolve import DeviceFacts, ResolvedConfig, resolve
 from quire.layers.context import BuildContext
-from quire.models.hub import locate
+from quire.models.hub import locate_model
 from quire.models.info import ModelInfo
 from quire.models.inspect import inspect_model
 from quire.models.loader import load_model
 from quire.runner.device import Device, select_device
+from quire.runner.input_batch import RunnerLimits
 from quire.runner.kv_tensors import allocate
 from quire.runner.model_runner import ModelRunner
 from quire.scheduler.budget import SchedulerLimits
@@ -63,7 +64,7 @@ def build_core(config: EngineConfig, *, report: Callable[[str], None] = logger.d
     for module in config.model.plugins:
         _import_plugin(module)
     device = select_device(config.model.device)
-    info = inspect_model(model_path(config))
+    info = inspect_model(locate_model(config.model.model, revision=config.model.revision))
     ledger.phase("read configuration")
     resolved = resolve(config, info, _facts(device), tokenizer_path=tokenizer_path(config, info))
     core = _assemble(info, resolved, device, ledger)
@@ -72,18 +73,11 @@ def build_core(config: EngineConfig, *, report: Callable[[str], None] = logger.d
     return core, _describe(config, info, resolved, ledger)
 
 
-def model_path(config: EngineConfig) -> str:
-    """Directory of the model asked for: built in, local, or fetched from the hub (optional dependency)."""
-    builtin = builtin_path(config.model.model)
-    return str(builtin or locate(config.model.model, revision=config.model.revision))
-
-
 def tokenizer_path(config: EngineConfig, info: ModelInfo) -> str:
     """Directory of the tokenizer: the model's own unless another was asked for."""
     if config.model.tokenizer is None:
         return info.path
-    builtin = builtin_path(config.model.tokenizer)
-    return str(builtin or locate(config.model.tokenizer, revision=None))
+    return str(locate_model(config.model.tokenizer, weights=False))
 
 
 def _facts(device: Device) -> DeviceFacts:
@@ -119,14 +113,15 @@ def _assemble(info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger:
         backend=attention,
         device=device,
         kv=kv,
-        max_num_seqs=resolved.max_num_seqs,
-        max_model_len=resolved.max_model_len,
-        page_size=resolved.page_size,
+        limits=RunnerLimits(
+            max_num_seqs=resolved.max_num_seqs,
+            max_model_len=resolved.max_model_len,
+            page_size=resolved.page_size,
+            vocab_size=info.vocab_rows,
+        ),
     )
     ledger.phase("allocate KV pages")
-    return EngineCore(
-        build_scheduler(info, resolved), runner, overlap=resolved.async_scheduling, debug=resolved.debug
-    )
+    return EngineCore(build_scheduler(info, resolved), runner, overlap=resolved.async_scheduling, debug=resolved.debug)
 
 
 def build_scheduler(info: ModelInfo, resolved: ResolvedConfig) -> Scheduler:

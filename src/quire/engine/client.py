@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -36,6 +36,9 @@ from quire.engine.messages import (
     frame_length,
 )
 from quire.engine.worker import WorkerConfig
+
+if TYPE_CHECKING:
+    from quire.engine.core import EngineCore
 
 logger = logging.getLogger(__name__)
 _CLOSE_SECONDS = 5.0
@@ -73,7 +76,7 @@ class ThreadClient:
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._send: Callable[[ToEngine], None] | None = None
+        self._core: EngineCore | None = None
 
     async def start(self, config: EngineConfig, *, on_step: OnStep, on_death: OnDeath, on_phase: OnPhase) -> EngineInfo:
         """Build the core off the event loop and run it in a thread."""
@@ -85,7 +88,7 @@ class ThreadClient:
             loop.call_soon_threadsafe(on_phase, name)
 
         core, info = await asyncio.to_thread(build_core, config, report=report)
-        self._send = core.inbox.put
+        self._core = core
 
         def run() -> None:
             try:
@@ -100,8 +103,8 @@ class ThreadClient:
 
     def send(self, message: ToEngine) -> None:
         """Put a message into the core's inbox."""
-        if self._send is not None:
-            self._send(message)
+        if self._core is not None:
+            self._core.inbox.put(message)
 
     async def close(self) -> None:
         """Stop the loop and wait for the step it is in."""

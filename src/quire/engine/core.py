@@ -85,7 +85,7 @@ class EngineCore:
         return self._in_flight is not None or self.scheduler.has_unfinished or not self.inbox.empty()
 
     def run(self, deliver: Callable[[list[TokenOutput], EngineStats], None]) -> None:
-        """Step until told to stop, handing each step's outputs to `deliver`; an idle engine sleeps and costs nothing."""
+        """Step until told to stop, handing each step's outputs to `deliver`; an idle engine sleeps."""
         while not self.is_stopped:
             if not self.has_work:
                 if self._debug:

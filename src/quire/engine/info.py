@@ -1,4 +1,4 @@
-"""What a ready engine tells its front end about itself, and what a front end may observe. Torch-free, crosses processes."""
+"""What a ready engine tells its front end about itself, and what a front end may observe. Torch-free."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ Messages = list[dict[str, Any]]
 class LLM:
     """A model for offline use: prompts in, outputs out, all of them batched continuously.
 
-    Takes the options of `quire serve` as keyword arguments (`max_model_len=2048`, `page_size=32`, `preset="throughput"`);
-    without a model it runs the built-in one.
+    Takes the options of `quire serve` as keyword arguments (`max_model_len=2048`, `page_size=32`,
+    `preset="throughput"`); without a model it runs the built-in one.
 
     Raises:
         ConfigError, UnsupportedModelError, WeightError: when the model cannot run as asked.
@@ -83,9 +83,7 @@ class LLM:
             raise InvalidRequestError(f"{len(priority)} priorities for {len(batch)} prompts", param="priority")
         collectors = []
         for i, (prompt, one) in enumerate(zip(batch, params, strict=True)):
-            options = RequestOptions(
-                priority=priority[i] if priority else 0, cache_salt=cache_salt, caps_length=True
-            )
+            options = RequestOptions(priority=priority[i] if priority else 0, cache_salt=cache_salt, caps_length=True)
             prepared = self._preparer.prepare(prompt, one, request_id=str(next(self._ids)), options=options)
             collectors.append(RequestCollector(prepared, self.tokenizer))
         self._run(collectors, use_tqdm=use_tqdm)
@@ -113,7 +111,7 @@ class LLM:
         conversations: list[Messages] = [messages] if isinstance(messages[0], dict) else list(messages)  # type: ignore
         prompts: list[Prompt] = []
         for conversation in conversations:
-            rendered, _ = to_template_messages(conversation, self.chat_template)
+            rendered, _ = to_template_messages(conversation, self.chat_template, tools=tools)
             text = self.chat_template.render(
                 rendered,
                 tools=tools,
@@ -191,4 +189,4 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _error_of(collector: RequestCollector) -> QuireError:
     failed = collector.error
     cls = getattr(errors, (failed.error_kind if failed else None) or "", errors.StepError)
-    return cls(failed.error if failed else "the request failed")  # type: ignore[no-any-return]
+    return cls(failed.error if failed else "the request failed")

@@ -1,7 +1,7 @@
-"""The memory plan: arithmetic before allocation. `quire check`, the start-up log and the allocation share these numbers.
+"""The memory plan: arithmetic before allocation. `quire check`, the start-up log and the allocation share its numbers.
 
-Torch-free. Budgets are bytes, never fractions of something measured: weights and KV are exact, the workspace of a step is
-an estimate and says so.
+Torch-free. Budgets are bytes, never fractions of something measured: weights and KV are exact, the workspace of a step
+is an estimate and says so.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from quire.runner.sizing import kv_bytes, page_bytes, pages_for, row_bytes
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _AUTO_SHARE = 0.5
-"""Share of what is left after weights and workspace that the cache takes when no budget is given: the machine is not ours
-alone."""
+"""Share of what is left after weights and workspace that the cache takes when no budget is given: the machine is not
+ours alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,9 +153,7 @@ def _first_int(config: dict[str, Any], *keys: str, default: int = 0) -> int:
 
 def allocated_kv_bytes(info: ModelInfo, plan: MemoryPlan, *, kv_dtype: str) -> int:
     """What the runner will allocate for `plan`; equals `plan.kv_bytes` (S10)."""
-    return kv_bytes(
-        info.kv_layers, num_pages=plan.num_pages, page_size=plan.page_size, itemsize=ITEMSIZE[kv_dtype]
-    )
+    return kv_bytes(info.kv_layers, num_pages=plan.num_pages, page_size=plan.page_size, itemsize=ITEMSIZE[kv_dtype])
 
 
 def format_bytes(count: int) -> str:

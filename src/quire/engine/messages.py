@@ -95,14 +95,16 @@ def frame_length(header: bytes) -> int:
 def decode_to_engine(body: bytes) -> ToEngine:
     """A message for the engine; raises FrameError when the body does not fit the schema."""
     try:
-        return _to_engine.decode(body)
+        message: ToEngine = _to_engine.decode(body)
     except _MISFITS as error:
         raise FrameError(f"malformed message for the engine: {error}") from error
+    return message
 
 
 def decode_from_engine(body: bytes) -> FromEngine:
     """A message from the engine; raises FrameError when the body does not fit the schema."""
     try:
-        return _from_engine.decode(body)
+        message: FromEngine = _from_engine.decode(body)
     except _MISFITS as error:
         raise FrameError(f"malformed message from the engine: {error}") from error
+    return message

@@ -103,8 +103,8 @@ class RequestPreparer:
             raise InvalidRequestError("the prompt is empty; at least one token is needed", param="prompt")
         if num_prompt >= longest:
             raise ContextLengthError(
-                f"the prompt has {num_prompt} tokens; this model's maximum context length is {longest} tokens, at least one "
-                f"of them for the output. Shorten the prompt, or raise --max-model-len",
+                f"the prompt has {num_prompt} tokens; this model's maximum context length is {longest} tokens, at "
+                f"least one of them for the output. Shorten the prompt, or raise --max-model-len",
                 param="prompt",
             )
         room = longest - num_prompt

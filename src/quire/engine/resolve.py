@@ -1,6 +1,6 @@
 """Turns what the user asked into what the engine does: every default decided, every limit known, before weights load.
 
-Torch-free: the facts about the device come in as data. The result is logged whole at start and served at `/server_info`.
+Torch-free: the facts about the device come in as data. The result is logged at start and served at `/server_info`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quire.base.config import BUILTIN_MODEL, EngineConfig
+from quire.base.config import EngineConfig
 from quire.base.errors import ConfigError
 from quire.engine.memory import MemoryPlan, StepLimits, plan_memory
 from quire.models.info import ModelInfo
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
 _DEVICE_DEFAULTS = {
     # A CPU step is bound by arithmetic from a few dozen tokens on, so larger steps buy nothing and delay everyone.
     "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_prefill_tokens_mixed": 256},
     "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_prefill_tokens_mixed": 2048},
 }
+
+
+_PARALLEL_BYTES = 64 * 2**20
+"""Weights from which a CPU step gains by more threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +74,6 @@ class ResolvedConfig:
         return values | {"memory": memory}
 
 
-def builtin_path(model: str) -> Path | None:
-    """Directory of a model that ships with the package, or None for any other name."""
-    return ASSETS / model if model in (BUILTIN_MODEL, f"{BUILTIN_MODEL}-draft") else None
-
-
 def served_names(config: EngineConfig) -> tuple[str, ...]:
     """Names the API answers to: those asked for, else the model as the user wrote it (a path: its last part)."""
     if config.model.served_model_name:
@@ -116,7 +114,7 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
         implementation=info.implementation,
         rope=info.rope,
         device=facts.name,
-        threads=config.model.threads or facts.threads,
+        threads=config.model.threads or _auto_threads(facts, memory),
         dtype=dtype,
         kv_cache_dtype=kv_dtype,
         page_size=config.cache.page_size,
@@ -147,15 +145,20 @@ def _step_limits(config: EngineConfig, facts: DeviceFacts) -> StepLimits:
     return StepLimits(max_num_seqs=seqs, max_num_batched_tokens=tokens or max(defaults["max_num_batched_tokens"], seqs))
 
 
+def _auto_threads(facts: DeviceFacts, memory: MemoryPlan) -> int:
+    """All cores, or one for a model so small that handing work to a second thread takes longer than doing it."""
+    return facts.threads if memory.weight_bytes >= _PARALLEL_BYTES else 1
+
+
 def _check_model_settings(config: EngineConfig, info: ModelInfo) -> None:
     asked = config.model.max_model_len
     if asked is not None and asked > info.max_position:
         raise ConfigError(
-            f"max_model_len is {asked}; this checkpoint's configuration promises {info.max_position} positions. Lower it, "
-            f"or set the rope scaling the model was trained for in its config.json"
+            f"max_model_len is {asked}; this checkpoint's configuration promises {info.max_position} positions. Lower "
+            f"it, or set the rope scaling the model was trained for in its config.json"
         )
     if config.model.tensor_parallel_size != 1:
         raise ConfigError(
-            f"tensor_parallel_size is {config.model.tensor_parallel_size}; this version runs a model on one device. Set it "
-            f"to 1"
+            f"tensor_parallel_size is {config.model.tensor_parallel_size}; this version runs a model on one "
+            f"device. Set it to 1"
         )

@@ -1,7 +1,8 @@
-"""The engine process: owns the step loop, talks to its front end over the socket it was born with, dies with its parent.
+"""The engine process: owns the step loop, talks to its front end over the socket it was given, dies with its parent.
 
-Started as `python -m quire.engine.worker FD`. The first frame is the configuration; then messages of `engine/messages.py`
-in both directions. Exit status: 0 told to stop or the front end is gone, 1 could not start, 70 an internal error.
+Started as `python -m quire.engine.worker FD`. The first frame is the configuration; then messages of
+`engine/messages.py` in both directions. Exit status: 0 told to stop or the front end is gone, 1 could not start, 70 an
+internal error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The four ways to arrange attention, MLP and norms in a decoder layer.
+"""The ways to arrange attention, MLP and norms in a decoder layer.
 
 Every block takes (delta, residual), whose sum is the hidden state, and returns such a pair.
 """
@@ -14,8 +14,8 @@ from quire.layers.norm import Norm
 State = tuple[Tensor, Tensor | None]
 
 
-class SequentialBlock(nn.Module):
-    """h + attention(norm(h)), then h + mlp(norm(h)): LLaMA and most others."""
+class TwoNormBlock(nn.Module):
+    """The parts of a block whose attention and MLP have a norm each; subclasses arrange them."""
 
     def __init__(
         self, self_attn: nn.Module, mlp: nn.Module, input_layernorm: Norm, post_attention_layernorm: Norm
@@ -26,6 +26,10 @@ class SequentialBlock(nn.Module):
         self.input_layernorm = input_layernorm
         self.post_attention_layernorm = post_attention_layernorm
 
+
+class SequentialBlock(TwoNormBlock):
+    """h + attention(norm(h)), then h + mlp(norm(h)): LLaMA and most others."""
+
     def forward(
         self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
     ) -> State:
@@ -35,30 +39,43 @@ class SequentialBlock(nn.Module):
         return self.mlp(x), residual
 
 
-class ParallelBlock(nn.Module):
-    """h + attention(norm(h)) + mlp(norm(h)): GPT-NeoX and Falcon; the MLP may share attention's norm."""
-
-    def __init__(
-        self,
-        self_attn: nn.Module,
-        mlp: nn.Module,
-        input_layernorm: Norm,
-        post_attention_layernorm: Norm | None,
-    ) -> None:
-        super().__init__()
-        self.self_attn = self_attn
-        self.mlp = mlp
-        self.input_layernorm = input_layernorm
-        self.post_attention_layernorm = post_attention_layernorm
+class ParallelBlock(TwoNormBlock):
+    """h + attention(norm(h)) + mlp(norm'(h)): GPT-NeoX and Falcon 40B."""
 
     def forward(
         self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
     ) -> State:
         """delta, residual [T, E] → the same."""
         x, residual = self.input_layernorm.add(delta, residual)
-        second = self.post_attention_layernorm
-        other = x if second is None else second(residual)
-        return self.self_attn(x, rotation, kv, plan) + self.mlp(other), residual
+        return self.self_attn(x, rotation, kv, plan) + self.mlp(self.post_attention_layernorm(residual)), residual
+
+
+class PostNormBlock(TwoNormBlock):
+    """norm(h + attention(h)), then norm(h + mlp(h)): OPT 350M."""
+
+    def forward(
+        self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
+    ) -> State:
+        """delta [T, E], no residual → the same."""
+        x, _ = self.input_layernorm.add(self.self_attn(delta, rotation, kv, plan), delta)
+        return self.post_attention_layernorm.add(self.mlp(x), x)[0], None
+
+
+class SharedNormBlock(nn.Module):
+    """h + attention(norm(h)) + mlp(norm(h)) with one norm for both: Falcon 7B."""
+
+    def __init__(self, self_attn: nn.Module, mlp: nn.Module, input_layernorm: Norm) -> None:
+        super().__init__()
+        self.self_attn = self_attn
+        self.mlp = mlp
+        self.input_layernorm = input_layernorm
+
+    def forward(
+        self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
+    ) -> State:
+        """delta, residual [T, E] → the same."""
+        x, residual = self.input_layernorm.add(delta, residual)
+        return self.self_attn(x, rotation, kv, plan) + self.mlp(x), residual
 
 
 class SandwichBlock(nn.Module):
@@ -79,23 +96,3 @@ class SandwichBlock(nn.Module):
         x = self.post_attention_layernorm(self.self_attn(x, rotation, kv, plan))
         x, residual = self.pre_feedforward_layernorm.add(x, residual)
         return self.post_feedforward_layernorm(self.mlp(x)), residual
-
-
-class PostNormBlock(nn.Module):
-    """norm(h + attention(h)), then norm(h + mlp(h)): OPT 350M."""
-
-    def __init__(
-        self, self_attn: nn.Module, mlp: nn.Module, input_layernorm: Norm, post_attention_layernorm: Norm
-    ) -> None:
-        super().__init__()
-        self.self_attn = self_attn
-        self.mlp = mlp
-        self.input_layernorm = input_layernorm
-        self.post_attention_layernorm = post_attention_layernorm
-
-    def forward(
-        self, delta: Tensor, residual: Tensor | None, rotation: Rotation | None, kv: Tensor, plan: AttentionPlan
-    ) -> State:
-        """delta [T, E], no residual → the same."""
-        x, _ = self.input_layernorm.add(self.self_attn(delta, rotation, kv, plan), delta)
-        return self.post_attention_layernorm.add(self.mlp(x), x)[0], None

@@ -91,6 +91,8 @@ class DecoderConfig:
     mlp_bias: bool = False
     attention_softcap: float | None = None
     final_softcap: float | None = None
+    head_norms: bool = False
+    """RMSNorm on each head of q and k, before rotation (Qwen3, Gemma 3)."""
     moe: MoeConfig | None = None
 
     @property

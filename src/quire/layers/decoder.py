@@ -140,9 +140,11 @@ class CausalLM(nn.Module, Generic[ConfigT]):
 
     def attention(self, layer: int) -> Attention:
         """The self-attention of a layer."""
+        config = self.config
+        q_norm, k_norm = (self.norm(config.head_dim) if config.head_norms else None for _ in range(2))
         return Attention(
             qkv_proj=self.qkv(layer), o_proj=self.attention_out(), spec=self.attention_spec(layer),
-            backend=self.context.attention,
+            backend=self.context.attention, q_norm=q_norm, k_norm=k_norm,
         )
 
     def qkv(self, layer: int) -> nn.Module:
@@ -173,9 +175,9 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         return GatedMLP(gate_up, down, activation=config.activation)
 
-    def norm(self) -> Norm:
-        """A norm over the model's width."""
-        return RMSNorm(self.config.hidden_size, eps=self.config.norm_eps, context=self.context)
+    def norm(self, size: int | None = None) -> Norm:
+        """A norm over `size` numbers, the model's width when not given."""
+        return RMSNorm(size or self.config.hidden_size, eps=self.config.norm_eps, context=self.context)
 
     def final_norm(self) -> Norm | None:
         """The norm before the head."""

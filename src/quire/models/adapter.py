@@ -1,4 +1,4 @@
-"""One generic adapter: runs decoders without a native file through transformers' model code and quire's paged attention.
+"""One generic adapter: runs decoders without a native file on transformers' model code and quire's paged attention.
 
 Transformers lets a model take its attention function from a registry. We register one function, once, under our own
 name; it holds no state. What a step needs (pages, plan, backend) travels as an argument through the model's own keyword
@@ -55,8 +55,10 @@ def paged_attention(
     call: AttentionCall | None = options.pop(CALL, None)
     layer = getattr(module, "layer_idx", None)
     if call is None or not isinstance(layer, int):
-        raise UnsupportedModelError(f"{type(module).__name__} does not hand its arguments or its layer number to attention")
-    options |= {"attention_mask": attention_mask, "is_causal": options.get("is_causal", getattr(module, "is_causal", None))}
+        name = type(module).__name__
+        raise UnsupportedModelError(f"{name} does not hand its arguments or its layer number to attention")
+    is_causal = options.get("is_causal", getattr(module, "is_causal", None))
+    options |= {"attention_mask": attention_mask, "is_causal": is_causal}
     q, k, v = (states.squeeze(0).transpose(0, 1) for states in (query, key, value))  # [T, H or K, D]
     return call.attend(layer, q, k, v, **options).unsqueeze(0), None
 
@@ -141,9 +143,10 @@ class AdapterLM(nn.Module):
         self.kv_layers: tuple[KVLayerSpec, ...] = info.kv_layers
         self._stored = dict(_stored_tensors(causal))
         patterns = getattr(causal, "_keys_to_ignore_on_load_unexpected", None) or ()
-        self.ignored_weights = (r".*rotary_emb\.inv_freq", *(f".*(?:{pattern}).*" for pattern in patterns))
         head, embedding = causal.get_output_embeddings().weight, causal.get_input_embeddings().weight
         self.lm_head = AdapterHead(head, head is embedding)
+        tied = (r"lm_head\.weight",) if self.lm_head.is_tied else ()
+        self.ignored_weights = (r".*rotary_emb\.inv_freq", *tied, *(f".*(?:{pattern}).*" for pattern in patterns))
         self.body = getattr(causal, causal.base_model_prefix)
         self.specs = _probe(self.body, info, context)
         setattr(causal, causal.base_model_prefix, GivenHidden(_output_type()))
@@ -165,6 +168,10 @@ class AdapterLM(nn.Module):
         slots = (slot for name, tensor in self._stored.items() for slot in _slots_of(name, tensor))
         return {slot.name: slot for slot in slots}
 
+    def weight_alternatives(self) -> dict[str, WeightSlot]:
+        """See `CausalLM.weight_alternatives`: none."""
+        return {}
+
 
 def build_adapter(info: ModelInfo, context: BuildContext) -> AdapterLM:
     """The unfilled adapter for a checkpoint without a native family.
@@ -183,13 +190,15 @@ def build_adapter(info: ModelInfo, context: BuildContext) -> AdapterLM:
     AttentionInterface.register(ATTENTION_NAME, paged_attention)
     model_type = info.config.get("model_type")
     if model_type not in CONFIG_MAPPING:
-        raise UnsupportedModelError(f"{info.architecture}: the installed transformers knows no model_type {model_type!r}")
+        raise UnsupportedModelError(f"{info.architecture}: the installed transformers has no model_type {model_type!r}")
     config = CONFIG_MAPPING[model_type].from_dict(plain_config(info.config))
     with torch.device(context.device), SkipRandomInit():
         causal = AutoModelForCausalLM.from_config(config, dtype=context.dtype, attn_implementation=ATTENTION_NAME)
     if type(causal).__name__ != info.architecture:
         raise UnsupportedModelError(f"{info.architecture}: transformers runs {model_type} as {type(causal).__name__}")
-    logger.info("%s runs through the generic adapter (transformers' model code, quire's paged attention)", info.architecture)
+    logger.info(
+        "%s runs through the generic adapter (transformers' model code, quire's paged attention)", info.architecture
+    )
     return AdapterLM(causal.eval().requires_grad_(False), info, context)
 
 
@@ -232,7 +241,7 @@ def _probe(body: Any, info: ModelInfo, context: BuildContext) -> tuple[Attention
     with torch.inference_mode():
         _run_body(body, zero, zero, probe)
     if sorted(probe.specs) != list(range(len(info.kv_layers))):
-        raise probe.refusal(f"{len(probe.specs)} of its {len(info.kv_layers)} layers attend; the others keep other state")
+        raise probe.refusal(f"{len(probe.specs)} of its {len(info.kv_layers)} layers attend, others keep other state")
     specs = tuple(probe.specs[layer] for layer in range(len(info.kv_layers)))
     if tuple(KVLayerSpec(spec.num_kv_heads, spec.head_dim) for spec in specs) != info.kv_layers:
         found = f"{specs[0].num_kv_heads} kv heads of size {specs[0].head_dim}"

@@ -6,13 +6,14 @@ its attention from the registry the adapter plugs into. Final proof is the adapt
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-_PROVEN = {"StableLmForCausalLM"}
-"""Classes that take attention from the registry without saying so; a parity test stands for each."""
+_PASSED_THROUGH = {"attention_interface", "decoder_layer", "self_attn", "attn", "attention"}
+"""What a step's arguments pass on their way from the model to the attention function."""
 _MODEL_TYPE = re.compile(r"[a-z0-9_-]+")
 
 
@@ -35,9 +36,28 @@ def adapter_support(architecture: str, model_type: str) -> AdapterSupport:
         return AdapterSupport("it is not a causal language model in transformers")
     if "_is_stateful = True" in source:
         return AdapterSupport("its layers keep a recurrent state, which has no pages")
-    if "_supports_attention_backend = True" not in source and architecture not in _PROVEN:
-        return AdapterSupport("its attention is not open to replacement in transformers (no attention-interface support)")
+    if "_supports_attention_backend = True" not in source:
+        return AdapterSupport("its attention is not open to replacement in transformers (no attention interface)")
+    if not _hands_arguments_on(source):
+        return AdapterSupport("its layers in transformers do not hand their arguments on to attention")
     return AdapterSupport()
+
+
+def _hands_arguments_on(source: str) -> bool:
+    """Whether every call on the way to attention ends in `**kwargs`; the code is parsed, not run."""
+    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    on_the_way = [call for call in calls if _called_name(call) in _PASSED_THROUGH]
+    return all(any(keyword.arg is None for keyword in call.keywords) for call in on_the_way)
+
+
+def _called_name(call: ast.Call) -> str:
+    """`f` for f(...) and for self.f(...), else nothing."""
+    function = call.func
+    if isinstance(function, ast.Name):
+        return function.id
+    if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name) and function.value.id == "self":
+        return function.attr
+    return ""
 
 
 def _transformers_models() -> Path | None:

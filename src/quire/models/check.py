@@ -6,6 +6,7 @@ A refusal is a result here, not an error. Printing and exit status are the comma
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +34,8 @@ class CheckReport:
     quantization: str | None = None
     """The declared weight format; None for plain weights."""
     has_chat_template: bool = False
-    tool_format: str = "none"
-    """hermes, llama3-json, mistral, pythonic or none, told from the chat template."""
+    tool_format: str | None = None
+    """How the model writes tool calls, such as hermes; none where its template renders no calls."""
     dtype: str | None = None
     num_parameters: int | None = None
     weight_bytes: int | None = None
@@ -62,7 +63,7 @@ class CheckReport:
             "positions": self.rope,
             "quantization": self.quantization or "none",
             "chat template": "yes" if self.has_chat_template else "no",
-            "tool calls": self.tool_format,
+            "tool calls": self.tool_format if self.has_chat_template else None,
             "stored dtype": self.dtype,
             "parameters": _count(self.num_parameters),
             "weights": _bytes(self.weight_bytes),
@@ -73,8 +74,11 @@ class CheckReport:
         return named + [f"{'note:':<20}{note}" for note in self.notes]
 
 
-def check_model(path: str | Path) -> CheckReport:
+def check_model(path: str | Path, *, tool_format: Callable[[str], str] | None = None) -> CheckReport:
     """Judge the checkpoint in a directory, weights present or not.
+
+    `tool_format` names the form of tool calls that a chat template renders (`text.template_traits.tool_format`); this
+    package does not read templates itself.
 
     Raises:
         ConfigError: when the directory is no checkpoint at all.
@@ -83,15 +87,20 @@ def check_model(path: str | Path) -> CheckReport:
     if not checkpoint.path.is_dir():
         raise ConfigError(f"{path} is not a directory")
     try:
-        return _supported(checkpoint)
+        report = _supported(checkpoint)
     except (UnsupportedModelError, WeightError) as error:
-        return _refused(checkpoint, str(error))
+        report = _refused(checkpoint, str(error))
+    try:
+        template = chat_template_text(checkpoint)
+    except WeightError as error:
+        return dataclasses.replace(report, notes=(*report.notes, str(error)))
+    named = tool_format(template) if tool_format is not None and template else None
+    return dataclasses.replace(report, has_chat_template=bool(template), tool_format=named)
 
 
 def _supported(checkpoint: Checkpoint) -> CheckReport:
     info = inspect_model(checkpoint.path, require_weights=False)
     is_native = info.implementation == "native"
-    template = chat_template_text(checkpoint)
     stored = sum(header.num_bytes for header in checkpoint.tensors.values()) if info.weight_files else None
     return CheckReport(
         path=str(checkpoint.path),
@@ -100,8 +109,6 @@ def _supported(checkpoint: Checkpoint) -> CheckReport:
         architecture=info.architecture,
         family=info.family,
         rope=info.rope,
-        has_chat_template=bool(template),
-        tool_format=tool_format(template),
         dtype=info.stored_dtype,
         num_parameters=info.num_parameters or None,
         weight_bytes=checkpoint.declared_weight_bytes if stored is None else stored,
@@ -115,7 +122,6 @@ def _refused(checkpoint: Checkpoint, reason: str) -> CheckReport:
     """A report that does without whatever cannot be read."""
     try:
         config = checkpoint.config
-        template = chat_template_text(checkpoint)
     except WeightError as error:
         return CheckReport(path=str(checkpoint.path), verdict="refused", reason=str(error))
     names = config.get("architectures")
@@ -125,8 +131,6 @@ def _refused(checkpoint: Checkpoint, reason: str) -> CheckReport:
         reason=reason,
         architecture=str(names[0])[:100] if isinstance(names, list) and names else "unknown",
         quantization=quantization(config),
-        has_chat_template=bool(template),
-        tool_format=tool_format(template),
     )
 
 
@@ -147,25 +151,6 @@ def chat_template_text(checkpoint: Checkpoint) -> str:
         if isinstance(value, str) and value:
             return value
     return ""
-
-
-_TOOL_MARKS = (
-    ("hermes", ("<tool_call>",)),
-    ("mistral", ("[TOOL_CALLS]",)),
-    ("pythonic", ("<|python_start|>", "<|tool_call_start|>")),
-    ("llama3-json", ("<|python_tag|>", "Environment: ipython")),
-)
-"""Marks a template writes around a call it renders, most telling first."""
-
-
-def tool_format(template: str) -> str:
-    """The form of tool calls a chat template renders: hermes, mistral, pythonic, llama3-json or none."""
-    if "<function=" in template:  # XML-like calls (Qwen3-Coder), for which there is no parser
-        return "none"
-    for name, marks in _TOOL_MARKS:
-        if any(mark in template for mark in marks):
-            return name
-    return "none"
 
 
 def _count(number: int | None) -> str | None:

@@ -100,7 +100,8 @@ class Checkpoint:
                 )
         missing = sorted({file for file in weight_map.values() if not (self.path / file).is_file()})
         if missing:
-            raise WeightError(f"{len(missing)} of the shards named in {INDEX_FILE} are missing: {', '.join(missing[:5])}")
+            shown = ", ".join(missing[:5])
+            raise WeightError(f"{len(missing)} of the shards named in {INDEX_FILE} are missing: {shown}")
         return weight_map
 
     def _check_index(self, tensors: dict[str, TensorHeader]) -> None:

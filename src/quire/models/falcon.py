@@ -7,11 +7,10 @@ import math
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 from torch import nn
 
 from quire.attention.interface import AttentionSpec
-from quire.layers.blocks import ParallelBlock, SequentialBlock
+from quire.layers.blocks import ParallelBlock, SequentialBlock, SharedNormBlock
 from quire.layers.decoder import CausalLM
 from quire.layers.linear import build, linear, regroup_qkv
 from quire.layers.mlp import MLP
@@ -39,9 +38,10 @@ class FalconForCausalLM(CausalLM[FalconConfig]):
     def layer(self, index: int) -> nn.Module:
         """Attention and MLP side by side with one norm or two, or one after the other."""
         attention, mlp = self.attention(index), self.mlp(index)
-        if not self.config.parallel:
-            return SequentialBlock(attention, mlp, self.norm(), self.norm())
-        return ParallelBlock(attention, mlp, self.norm(), self.norm() if self.config.num_norms == 2 else None)
+        if self.config.parallel and self.config.num_norms == 1:
+            return SharedNormBlock(attention, mlp, self.norm())
+        block = ParallelBlock if self.config.parallel else SequentialBlock
+        return block(attention, mlp, self.norm(), self.norm())
 
     def qkv(self, layer: int) -> nn.Module:
         """One tensor; the 40B and the multi-head layouts interleave it by kv head."""
@@ -58,11 +58,11 @@ class FalconForCausalLM(CausalLM[FalconConfig]):
         return build(self.context, spec)
 
     def attention_spec(self, layer: int) -> AttentionSpec:
-        """With ALiBi, the slopes; Falcon scales them together with q·k."""
+        """With ALiBi, the slopes; Falcon scales them together with q·k, and rounds as it did in training."""
         spec = super().attention_spec(layer)
         if not self.config.alibi:
             return spec
-        return dataclasses.replace(spec, alibi_slopes=alibi_slopes(self.config.num_heads, spec.scale))
+        return dataclasses.replace(spec, alibi_slopes=alibi_slopes(self.config.num_heads), alibi_before_scale=True)
 
     def mlp(self, layer: int) -> nn.Module:
         """A plain MLP."""
@@ -71,19 +71,15 @@ class FalconForCausalLM(CausalLM[FalconConfig]):
         down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         return MLP(up, down, activation=config.activation)
 
-    def norm(self) -> Norm:
-        """LayerNorm over the model's width."""
-        return LayerNorm(self.config.hidden_size, eps=self.config.norm_eps, context=self.context)
+    def norm(self, size: int | None = None) -> Norm:
+        """LayerNorm."""
+        return LayerNorm(size or self.config.hidden_size, eps=self.config.norm_eps, context=self.context)
 
 
-def alibi_slopes(num_heads: int, scale: float) -> tuple[float, ...]:
-    """Slope per head, times `scale`: a geometric series; heads beyond a power of two take terms between its terms.
-
-    Rounded to bfloat16 before scaling, because that is how Falcon was trained.
-    """
+def alibi_slopes(num_heads: int) -> tuple[float, ...]:
+    """Slope per head: a geometric series; heads beyond a power of two take terms between its terms."""
     power = 2 ** math.floor(math.log2(num_heads))
-    slopes = _series(power)[:power] + _series(2 * power)[: 2 * (num_heads - power) : 2]
-    return tuple((torch.tensor(slopes, dtype=torch.float32).bfloat16().double() * scale).tolist())
+    return tuple(_series(power) + _series(2 * power)[: 2 * (num_heads - power) : 2])
 
 
 def _series(count: int) -> list[float]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.layers.config import DecoderConfig
-from quire.models import readers, readers_classic
+from quire.models import readers, readers_classic, readers_composite
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,15 @@ FAMILIES: dict[str, FamilyEntry] = {
     "LlamaForCausalLM": _entry("LLaMA", readers.read_llama, "llama", "LlamaForCausalLM"),
     "MistralForCausalLM": _entry("Mistral", readers.read_mistral, "llama", "LlamaForCausalLM"),
     "Qwen2ForCausalLM": _entry("Qwen2", readers.read_qwen2, "llama", "LlamaForCausalLM"),
-    "Qwen3ForCausalLM": _entry("Qwen3", readers.read_qwen3, "qwen3", "Qwen3ForCausalLM"),
+    "Qwen3ForCausalLM": _entry("Qwen3", readers.read_qwen3, "llama", "LlamaForCausalLM"),
     "Phi3ForCausalLM": _entry("Phi-3", readers.read_phi3, "phi3", "Phi3ForCausalLM"),
-    "Gemma2ForCausalLM": _entry("Gemma 2", readers.read_gemma2, "gemma", "Gemma2ForCausalLM"),
-    "Gemma3ForCausalLM": _entry("Gemma 3", readers.read_gemma3, "gemma", "Gemma3ForCausalLM"),
-    "MixtralForCausalLM": _entry("Mixtral", readers.read_mixtral, "mixtral", "MixtralForCausalLM"),
-    "Qwen3MoeForCausalLM": _entry("Qwen3-MoE", readers.read_qwen3_moe, "qwen3", "Qwen3MoeForCausalLM"),
+    "Gemma2ForCausalLM": _entry("Gemma 2", readers.read_gemma2, "gemma", "GemmaForCausalLM"),
+    "Gemma3ForCausalLM": _entry("Gemma 3", readers.read_gemma3, "gemma", "GemmaForCausalLM"),
+    "Gemma3ForConditionalGeneration": _entry(
+        "Gemma 3", readers_composite.read_gemma3_text, "gemma3_text", "Gemma3TextOfComposite"
+    ),
+    "MixtralForCausalLM": _entry("Mixtral", readers.read_mixtral, "moe", "MixtralForCausalLM"),
+    "Qwen3MoeForCausalLM": _entry("Qwen3-MoE", readers.read_qwen3_moe, "moe", "MoeForCausalLM"),
     "FalconForCausalLM": _entry("Falcon", readers_classic.read_falcon, "falcon", "FalconForCausalLM"),
     "GPTNeoXForCausalLM": _entry("GPT-NeoX", readers_classic.read_gpt_neox, "gpt_neox", "GPTNeoXForCausalLM"),
     "GPT2LMHeadModel": _entry("GPT-2", readers_classic.read_gpt2, "gpt2", "GPT2LMHeadModel"),

@@ -1,4 +1,7 @@
-"""Gemma 2 and 3: norms around each block with a factor of 1 + weight, embeddings scaled by sqrt(width)."""
+"""Gemma 2 and 3: norms around each block with a factor of 1 + weight, embeddings scaled by sqrt(width).
+
+What the two differ in (soft caps, norms on heads, a rope per kind of layer) comes with the configuration.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,22 @@ import math
 
 from torch import nn
 
-from quire.layers.attention import Attention
 from quire.layers.blocks import SandwichBlock
+from quire.layers.config import DecoderConfig
 from quire.layers.decoder import CausalLM
 from quire.layers.embedding import Embedding
 from quire.layers.norm import Norm, RMSNorm
-from quire.models.readers import GemmaConfig
 
 
-class Gemma2ForCausalLM(CausalLM[GemmaConfig]):
-    """Soft caps and alternating windows come with the configuration."""
+class GemmaForCausalLM(CausalLM[DecoderConfig]):
+    """Text models; checkpoints of composite ones put a prefix before the names."""
+
+    weight_prefixes = (
+        ("model.language_model.", "model."),
+        ("language_model.model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+        ("", "model."),
+    )
 
     def embedding(self) -> Embedding:
         """The token table, times sqrt(width) in the model's dtype."""
@@ -30,29 +39,7 @@ class Gemma2ForCausalLM(CausalLM[GemmaConfig]):
             self.attention(index), self.mlp(index), (self.norm(), self.norm(), self.norm(), self.norm())
         )
 
-    def norm(self) -> Norm:
-        """A norm over the model's width."""
-        return self.norm_over(self.config.hidden_size)
-
-    def norm_over(self, size: int) -> RMSNorm:
+    def norm(self, size: int | None = None) -> Norm:
         """Gemma's norm."""
-        return RMSNorm(size, eps=self.config.norm_eps, context=self.context, plus_one=True)
-
-
-class Gemma3ForCausalLM(Gemma2ForCausalLM):
-    """The text model of Gemma 3: norms on q and k, no soft caps as shipped."""
-
-    weight_prefixes = (
-        ("model.language_model.", "model."),
-        ("language_model.model.", "model."),
-        ("language_model.lm_head.", "lm_head."),
-        ("", "model."),
-    )
-
-    def attention(self, layer: int) -> Attention:
-        """Attention that normalises q and k before rotating them."""
-        size = self.config.head_dim
-        return Attention(
-            qkv_proj=self.qkv(layer), o_proj=self.attention_out(), spec=self.attention_spec(layer),
-            backend=self.context.attention, q_norm=self.norm_over(size), k_norm=self.norm_over(size),
-        )
+        width = size or self.config.hidden_size
+        return RMSNorm(width, eps=self.config.norm_eps, context=self.context, plus_one=True)

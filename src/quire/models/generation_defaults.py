@@ -1,4 +1,4 @@
-"""Reads generation_config.json: which tokens end a sequence and how to sample when a request does not say. Torch-free."""
+"""Reads generation_config.json: which tokens end a sequence, how to sample when a request does not say. Torch-free."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _NEUTRAL: dict[str, Any] = {
 """Keys quire does not take from the file, with the values at which that changes nothing."""
 
 
-def eos_token_ids(generation: Mapping[str, Any], config: Mapping[str, Any], vocab_rows: int) -> tuple[int, ...]:
-    """Ids that end a sequence: generation_config.json's, else config.json's; those outside the vocabulary are dropped."""
+def eos_token_ids(generation: Mapping[str, Any], config: Mapping[str, Any], *, vocab_rows: int) -> tuple[int, ...]:
+    """Ids that end a sequence: generation_config.json's, else config.json's; ids beyond the vocabulary are dropped."""
     value = generation.get("eos_token_id")
     if value is None:
         value = config.get("eos_token_id")

@@ -55,6 +55,6 @@ class GPT2LMHeadModel(CausalLM[GPT2Config]):
         width, inner = self.config.hidden_size, self.config.intermediate_size
         return MLP(self.conv(width, inner), self.conv(inner, width), activation=self.config.activation)
 
-    def norm(self) -> Norm:
-        """LayerNorm over the model's width."""
-        return LayerNorm(self.config.hidden_size, eps=self.config.norm_eps, context=self.context)
+    def norm(self, size: int | None = None) -> Norm:
+        """LayerNorm."""
+        return LayerNorm(size or self.config.hidden_size, eps=self.config.norm_eps, context=self.context)

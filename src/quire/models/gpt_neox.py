@@ -48,6 +48,6 @@ class GPTNeoXForCausalLM(CausalLM[NeoXConfig]):
         down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         return MLP(up, down, activation=config.activation)
 
-    def norm(self) -> Norm:
-        """LayerNorm over the model's width."""
-        return LayerNorm(self.config.hidden_size, eps=self.config.norm_eps, context=self.context)
+    def norm(self, size: int | None = None) -> Norm:
+        """LayerNorm."""
+        return LayerNorm(size or self.config.hidden_size, eps=self.config.norm_eps, context=self.context)

@@ -37,7 +37,8 @@ def locate_model(model: str, *, revision: str | None = None, weights: bool = Tru
         raise ConfigError(f"model is {model!r}, a file; it must be a checkpoint directory, which holds config.json")
     if not _HUB_ID.fullmatch(model):
         raise ConfigError(
-            f"model is {model!r}: no such directory; allowed: a checkpoint directory, a hub id (org/name), {BUILTIN_MODEL}"
+            f"model is {model!r}: no such directory; "
+            f"allowed: a checkpoint directory, a hub id (org/name), {BUILTIN_MODEL}"
         )
     return _download(model, revision, (*_SMALL_FILES, "*.safetensors") if weights else _SMALL_FILES)
 

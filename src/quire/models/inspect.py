@@ -16,6 +16,7 @@ from quire.models.checkpoint import Checkpoint
 from quire.models.generation_defaults import default_sampling, eos_token_ids
 from quire.models.generic_config import GenericDecoder, read_generic
 from quire.models.info import ModelInfo
+from quire.models.readers_composite import text_part
 from quire.models.registry import Choice, choose_implementation
 from quire.models.tensor_headers import TensorHeader
 
@@ -24,6 +25,7 @@ DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bf
 QUANTIZATION_FILES = ("quantize_config.json", "hf_quant_config.json", "quant_config.json")
 """Side files that mark quantized weights where config.json does not say so."""
 _CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+_TEXT_ONLY = "only the text part runs; images and sound are not taken"
 _MISSING_WEIGHTS = "the weights are not here; sizes come from the configuration alone"
 
 
@@ -50,17 +52,22 @@ def inspect_model(path: str | Path, *, require_weights: bool = True) -> ModelInf
         architecture=choice.architecture,
         family=choice.family,
         implementation="native" if choice.entry is not None else "adapter",
-        config=config,
+        config=text_part(config) if choice.entry is not None else config,
         kv_layers=sizes.kv_layers,
         max_position=sizes.max_position,
         vocab_rows=sizes.vocab_rows,
         stored_dtype=_stored_dtype(tensors, config),
         weight_files=() if is_empty else checkpoint.weight_files,
         num_parameters=sum(header.num_elements for header in tensors.values()),
-        eos_token_ids=eos_token_ids(checkpoint.generation_config, config, sizes.vocab_rows),
+        eos_token_ids=eos_token_ids(checkpoint.generation_config, config, vocab_rows=sizes.vocab_rows),
         default_sampling=sampling,
         rope=sizes.rope,
-        notes=(*_code_notes(checkpoint), *sampling_notes, *((_MISSING_WEIGHTS,) if is_empty else ())),
+        notes=(
+            *_code_notes(checkpoint),
+            *((_TEXT_ONLY,) if "text_config" in config else ()),
+            *sampling_notes,
+            *((_MISSING_WEIGHTS,) if is_empty else ()),
+        ),
     )
 
 

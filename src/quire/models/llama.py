@@ -1,4 +1,4 @@
-"""LLaMA, and the families that are LLaMA with other numbers: Mistral, Qwen2."""
+"""LLaMA, and the families that are LLaMA with other numbers: Mistral, Qwen2, Qwen3."""
 
 from __future__ import annotations
 

@@ -2,13 +2,15 @@
 
 Strict both ways, and before the first byte is read: every tensor of the checkpoint has a slot in the model or is listed
 as ignored, every slot has its tensor, every shape fits. Files are memory-mapped and tensors copied one at a time into
-storage that exists already, so the whole model is never held twice. What a slot does with a tensor is its layer's business.
+storage that exists already, so the whole model is never held twice. What a slot does with a tensor is its layer's
+business.
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +75,9 @@ class LoadableModel(Protocol):
     def weight_slots(self) -> dict[str, WeightSlot]:
         """Every place a checkpoint tensor fills, by the tensor's name."""
 
+    def weight_alternatives(self) -> dict[str, WeightSlot]:
+        """Tensors that some checkpoints have in place of several others; a slot's `fills` names those."""
+
 
 @dataclass(frozen=True, slots=True)
 class Match:
@@ -129,16 +134,19 @@ def match_tensors(model: LoadableModel, tensors: Mapping[str, TensorHeader]) -> 
         WeightError: for tensors without a slot, slots without a tensor, and wrong shapes or dtypes.
     """
     slots = model.weight_slots()
+    known = slots | model.weight_alternatives()
     ignored = re.compile("|".join(model.ignored_weights) or r"(?!)")
     matches: dict[str, Match] = {}
     unused: list[str] = []
     for name, header in tensors.items():
-        slot_name = _slot_name(name, slots, model.weight_prefixes)
+        slot_name = _slot_name(name, known, model.weight_prefixes)
         if slot_name is not None and slot_name not in matches:
-            matches[slot_name] = Match(name, header, slots[slot_name])
-        elif slot_name is not None or not (ignored.fullmatch(name) or _is_tied_head(model, name)):
+            matches[slot_name] = Match(name, header, known[slot_name])
+        elif slot_name is not None or not ignored.fullmatch(name):
             unused.append(name)
-    _check_all_used(unused, [name for name in slots if name not in matches])
+    filled = Counter(name for found in matches for name in (known[found].fills or (found,)))
+    unused += [name for name, times in filled.items() if times > 1]
+    _check_all_used(unused, [name for name in slots if name not in filled])
     for match in matches.values():
         _check_fit(match)
     return list(matches.values())
@@ -164,8 +172,8 @@ def _check_tied_head(model: LoadableModel, checkpoint: Checkpoint, name: str) ->
         stored = file.get_tensor(name)
     if not torch.equal(stored.to(weight.dtype), weight.detach().cpu()):
         raise WeightError(
-            f"{name} differs from the embedding, although config.json ties them; set tie_word_embeddings to false there "
-            "to use it"
+            f"{name} differs from the embedding, although config.json ties them; to use it, set tie_word_embeddings to "
+            "false there"
         )
 
 
@@ -183,11 +191,12 @@ def _check_fit(match: Match) -> None:
     header = match.header
     if header.shape != match.slot.shape:
         raise WeightError(
-            f"{match.name} in {header.file} has shape {list(header.shape)}; config.json implies {list(match.slot.shape)}"
+            f"{match.name} in {header.file} has shape {list(header.shape)}; "
+            f"config.json implies {list(match.slot.shape)}"
         )
     if header.dtype not in DTYPE_NAMES:
         raise WeightError(
-            f"{match.name} in {header.file} is stored as {header.dtype}; loaded are {', '.join(DTYPE_NAMES)}. "
+            f"{match.name} in {header.file} is stored as {header.dtype}; allowed: {', '.join(DTYPE_NAMES)}. "
             "Quantized weights are not supported unless config.json declares a supported quantization_config"
         )
 

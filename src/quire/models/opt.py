@@ -55,10 +55,11 @@ class OPTForCausalLM(CausalLM[OPTConfig]):
         down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
         return MLP(up, down, activation=config.activation)
 
-    def norm(self) -> Norm:
-        """LayerNorm over the model's width; some checkpoints have no weights for it."""
+    def norm(self, size: int | None = None) -> Norm:
+        """LayerNorm; some checkpoints have no weights for it."""
         config = self.config
-        return LayerNorm(config.hidden_size, eps=config.norm_eps, context=self.context, affine=config.norm_affine)
+        width = size or config.hidden_size
+        return LayerNorm(width, eps=config.norm_eps, context=self.context, affine=config.norm_affine)
 
     def final_norm(self) -> Norm | None:
         """None where the last block ends with a norm."""

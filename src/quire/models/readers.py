@@ -7,7 +7,6 @@ that equal them. Families with another layout are in `models/readers_classic.py`
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from quire.layers.config import DecoderConfig, MoeConfig, RopeConfig
@@ -21,11 +20,6 @@ from quire.models.config import (
     rope_from,
     windows_of,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GemmaConfig(DecoderConfig):
-    """What Gemma adds: nothing in numbers, but a type of its own for its layers' layout."""
 
 
 def shared(
@@ -122,7 +116,7 @@ def read_qwen3(raw: Mapping[str, Any]) -> DecoderConfig:
     fields = shared(reader, max_position=32768, default_kv=32)
     fields["windows"] = _qwen_windows(reader)
     bias = reader.default("attention_bias", False)
-    return DecoderConfig(**whole_heads(reader, fields), qkv_bias=bias, out_bias=bias)
+    return DecoderConfig(**whole_heads(reader, fields), qkv_bias=bias, out_bias=bias, head_norms=True)
 
 
 def read_phi3(raw: Mapping[str, Any]) -> DecoderConfig:
@@ -178,7 +172,9 @@ def read_qwen3_moe(raw: Mapping[str, Any]) -> DecoderConfig:
         layers=sparse if experts > 0 else frozenset(),
     )
     bias = reader.default("attention_bias", False)
-    return DecoderConfig(**whole_heads(reader, fields), qkv_bias=bias, out_bias=bias, moe=_checked(reader, moe))
+    return DecoderConfig(
+        **whole_heads(reader, fields), qkv_bias=bias, out_bias=bias, head_norms=True, moe=_checked(reader, moe)
+    )
 
 
 def _num_experts(reader: ConfigReader, default: int) -> int:
@@ -192,7 +188,7 @@ def _checked(reader: ConfigReader, moe: MoeConfig) -> MoeConfig:
     return moe
 
 
-def read_gemma2(raw: Mapping[str, Any]) -> GemmaConfig:
+def read_gemma2(raw: Mapping[str, Any]) -> DecoderConfig:
     """Gemma 2 (2024): soft caps, a window on every other layer, norms before and after each block."""
     reader = ConfigReader({"head_dim": 256, **raw})
     fields = _gemma(reader, max_position=8192)
@@ -200,7 +196,7 @@ def read_gemma2(raw: Mapping[str, Any]) -> GemmaConfig:
     fields["windows"] = windows_of(
         reader, read_layer_types(reader, alternating), reader.nullable("sliding_window", int, 4096)
     )
-    return GemmaConfig(
+    return DecoderConfig(
         **whole_heads(reader, fields),
         attention_softcap=reader.nullable("attn_logit_softcapping", float, 50.0),
         final_softcap=reader.nullable("final_logit_softcapping", float, 30.0),
@@ -222,7 +218,7 @@ def _gemma(reader: ConfigReader, *, max_position: int) -> dict[str, Any]:
     return {**fields, "attention_scale": scalar**-0.5, "qkv_bias": bias, "out_bias": bias}
 
 
-def read_gemma3(raw: Mapping[str, Any]) -> GemmaConfig:
+def read_gemma3(raw: Mapping[str, Any]) -> DecoderConfig:
     """Gemma 3, text (2025): five sliding layers to one global one, each kind with its own rope; norms on q and k."""
     reader = ConfigReader({"head_dim": 256, **raw})
     reader.must_equal("attn_logit_softcapping", None, "Gemma 3 has no soft cap on attention")
@@ -234,7 +230,9 @@ def read_gemma3(raw: Mapping[str, Any]) -> GemmaConfig:
     types = read_layer_types(reader, computed)
     fields["ropes"] = tuple(local if kind == "sliding_attention" else full for kind in types)
     fields["windows"] = windows_of(reader, types, reader.nullable("sliding_window", int, 4096))
-    return GemmaConfig(**fields, final_softcap=reader.nullable("final_logit_softcapping", float))
+    return DecoderConfig(
+        **fields, head_norms=True, final_softcap=reader.nullable("final_logit_softcapping", float)
+    )
 
 
 def _gemma3_ropes(reader: ConfigReader, max_position: int) -> tuple[RopeConfig, RopeConfig]:

@@ -1,7 +1,7 @@
 """Why a checkpoint cannot be run, told from config.json alone: one named reason per kind of model.
 
-Rules look at the keys that make a model what it is (a state size, a latent rank, a vision part) rather than at names, so
-that tomorrow's model of a known kind is refused for the right reason too. Names decide only where no key does.
+Rules look at the keys that make a model what it is (a state size, a latent rank, a vision part) rather than at names,
+so that tomorrow's model of a known kind is refused for the right reason too. Names decide only where no key does.
 Torch-free; it knows nothing of weights.
 """
 
@@ -21,7 +21,9 @@ _STATE_TYPES = {"rwkv", "mamba", "mamba2", "falcon_mamba", "recurrent_gemma", "x
 _STATE_LAYERS = ("linear_attention", "mamba", "recurrent", "conv", "hybrid", "kda", "gdn", "moe_mamba", "rwkv")
 _MEDIA_KEYS = ("vision_config", "audio_config", "speech_config", "vit_config", "image_token_id", "audio_token_id")
 _MEDIA_TYPES = {"whisper", "speech_to_text", "musicgen", "moshi", "fuyu", "git", "trocr", "blip-2"}
-_ENCODER_TYPES = {"bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "deberta", "deberta-v2", "modernbert"}
+_ENCODER_TYPES = {
+    "bert", "roberta", "xlm-roberta", "distilbert", "albert", "electra", "deberta", "deberta-v2", "modernbert",
+}  # fmt: skip
 _ENCODER_ENDINGS = (
     "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForPreTraining",
     "ForMultipleChoice", "Encoder", "EncoderModel",
@@ -54,11 +56,16 @@ def quantization(config: Config) -> str | None:
     return f"{method[:40]}, {bits} bits" if isinstance(bits, int) else method[:40]
 
 
-def _quantized(config: Config, architecture: str) -> str | None:
+def quantization_reason(config: Config) -> str | None:
+    """Why quantized weights are not loaded; None for plain weights."""
     scheme = quantization(config)
     if scheme is None:
         return None
     return f"its weights are quantized ({scheme}), a format this version does not load; use the unquantized checkpoint"
+
+
+def _quantized(config: Config, architecture: str) -> str | None:
+    return quantization_reason(config)
 
 
 def _encoder_decoder(config: Config, architecture: str) -> str | None:
@@ -118,7 +125,8 @@ def adapter_refusal_reason(config: Config) -> str | None:
     if config.get("model_type") in _ALIBI_TYPES or config.get("alibi"):
         return "its ALiBi positions live in the attention mask, which the adapter does not build"
     kinds = config.get("layer_types")
-    if config.get("attention_chunk_size") is not None or "chunked_attention" in (kinds if isinstance(kinds, list) else ()):
+    has_chunks = isinstance(kinds, list) and "chunked_attention" in kinds
+    if has_chunks or config.get("attention_chunk_size") is not None:
         return "it attends in chunks (attention_chunk_size), which the paged attention does not"
     for section in _rope_sections(config):
         rope = section.get("rope_type") or section.get("type")

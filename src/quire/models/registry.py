@@ -1,7 +1,7 @@
 """Which implementation runs a configuration: a native family, the generic adapter, or none for a named reason.
 
-`register_architecture` is the plug-in point for models (S87): a module named in the `plugins` setting calls it when it is
-imported. Torch-free; the tables of native families are in `models/families.py`, the refusals in `models/refusals.py`.
+`register_architecture` is the plug-in point for models (S87): a module named in the `plugins` setting calls it when it
+is imported. Torch-free; the native families are in `models/families.py`, the refusals in `models/refusals.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from quire.base.errors import ConfigError, UnsupportedModelError
 from quire.models.catalogue import adapter_support
 from quire.models.families import FAMILIES, FamilyEntry
-from quire.models.refusals import adapter_refusal_reason, refusal_reason
+from quire.models.refusals import adapter_refusal_reason, quantization_reason, refusal_reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ def register_architecture(name: str, entry: FamilyEntry, *, replace: bool = Fals
         ConfigError: when the architecture is taken and `replace` is not set.
     """
     if name in FAMILIES and not replace:
-        raise ConfigError(f"architecture {name} is already run by {FAMILIES[name].module}; pass replace=True to replace it")
+        raise ConfigError(f"architecture {name} is already run by {FAMILIES[name].module}; replace=True replaces it")
     FAMILIES[name] = entry
 
 
@@ -51,9 +51,11 @@ def choose_implementation(config: Mapping[str, Any]) -> Choice:
         UnsupportedModelError: when none does, with the architecture and the reason.
     """
     architecture = architecture_of(config)
-    if (reason := refusal_reason(config, architecture)) is not None:
-        raise UnsupportedModelError(f"{architecture} is not supported: {reason}")
     entry = FAMILIES.get(architecture)
+    # Who registers an architecture vouches for its layers; only the format of the weights is beyond it.
+    reason = quantization_reason(config) if entry is not None else refusal_reason(config, architecture)
+    if reason is not None:
+        raise UnsupportedModelError(f"{architecture} is not supported: {reason}")
     if entry is not None:
         return Choice(architecture, entry)
     reason = adapter_refusal_reason(config) or adapter_support(architecture, str(config.get("model_type", ""))).reason
@@ -68,6 +70,6 @@ def architecture_of(config: Mapping[str, Any]) -> str:
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise UnsupportedModelError(
-            f"config.json: architectures is {str(names)[:100]}; it must list the model's class, such as LlamaForCausalLM"
+            f"config.json: architectures is {str(names)[:100]}; it must list a class such as LlamaForCausalLM"
         )
-    return next((name for name in names if name in FAMILIES), names[0])
+    return str(next((name for name in names if name in FAMILIES), names[0]))

@@ -10,8 +10,8 @@ from quire.ops.sampling import LOGPROB_FLOOR, TokenLogprobTensors
 WEIGHT_ONE = 2.0**52
 """Fixed-point one. The weights of a row sum to at most 2⁵² (1 + 2⁻²⁰), well inside int64 and exact in float64."""
 
-NUM_CANDIDATES = 256
-"""Largest logits tried first for top-p and top-k; enough for nearly every nucleus."""
+SHORTLISTS = (256, 4096)
+"""How many of the largest logits top-k and top-p look at before they look at all; the first suits nearly every row."""
 
 _WORD = 0xFFFFFFFF
 _PHILOX_ROUNDS = 10
@@ -73,70 +73,69 @@ def fixed_point_weights(logits: Tensor, temperature: Tensor) -> Tensor:
     """softmax((x - max x) / temperature) · 2⁵², rounded down: [R, V] → int64 [R, V]."""
     # Subtracting the maximum first keeps a small temperature from overflowing.
     scaled = (logits - logits.amax(-1, keepdim=True)) / temperature.unsqueeze(-1)
-    return (scaled.softmax(-1).double() * WEIGHT_ONE).long()
+    return (scaled.softmax(-1) * WEIGHT_ONE).long()  # exact: a power of two changes only the exponent
 
 
 def order_keys(values: Tensor) -> Tensor:
     """Distinct int64 keys that sort float32 [R, V] by value, the lower id first among equals in descending order."""
-    bits = (values + 0.0).view(torch.int32).long()  # + 0.0: minus zero equals zero
-    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)  # sign and magnitude to two's complement
+    bits = (values + 0.0).view(torch.int32)  # + 0.0: minus zero equals zero
+    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # sign and magnitude to two's complement
     size = values.shape[-1]
-    return ordered * size + torch.arange(size - 1, -1, -1, device=values.device)
+    return ordered.long().mul_(size).sub_(torch.arange(size, device=values.device))
 
 
 def keep_largest(weights: Tensor, keys: Tensor, *, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Weights [R, V] with all but each row's top-k, then top-p tokens set to 0, in the order of descending keys.
 
-    The largest few are looked at first; rows for which they do not settle the question are sorted whole.
+    Looks at a few largest first; rows for which those do not settle the question are looked at again with more.
     """
     size = weights.shape[-1]
     result = torch.zeros_like(weights)
-    if size <= NUM_CANDIDATES:
-        return _keep_among(weights, keys, size, top_k=top_k, top_p=top_p)
-    is_limited = (top_k > 0) & (top_k <= NUM_CANDIDATES)
-    order = keys.topk(NUM_CANDIDATES, dim=-1).indices
-    reached = weights.gather(-1, order).sum(-1)
-    is_covered = is_limited | (~(top_k > 0) & (reached.double() >= top_p.double() * weights.sum(-1).double()))
-    for rows, count in ((is_covered.nonzero().squeeze(-1), NUM_CANDIDATES), ((~is_covered).nonzero().squeeze(-1), size)):
-        if rows.numel():
-            part = _keep_among(weights[rows], keys[rows], count, top_k=top_k[rows], top_p=top_p[rows])
-            result.index_copy_(0, rows, part)
+    limits = torch.where(top_k > 0, top_k.clamp(max=size), size)
+    totals = weights.sum(-1)
+    left = torch.arange(weights.shape[0], device=weights.device)
+    for count in (*(count for count in SHORTLISTS if count < size), size):
+        order = keys.topk(count, dim=-1).indices  # [left, count], largest first
+        ranked = weights.gather(-1, order)
+        is_reached = ranked.sum(-1).double() >= top_p * totals.double()
+        is_settled = (limits <= count) | ((limits == size) & is_reached)
+        kept = torch.zeros_like(weights).scatter_(-1, order, _nucleus(ranked, limits, top_p, totals))
+        result.index_copy_(0, left[is_settled], kept[is_settled])
+        rest = ~is_settled
+        if not bool(rest.any()):
+            break
+        left, weights, keys = left[rest], weights[rest], keys[rest]
+        limits, top_p, totals = limits[rest], top_p[rest], totals[rest]
     return result
 
 
-def _keep_among(weights: Tensor, keys: Tensor, count: int, *, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """`keep_largest` deciding among the `count` largest keys; right whenever no token beyond them stays."""
-    order = keys.topk(count, dim=-1).indices  # [R, count], largest first
-    ranked = weights.gather(-1, order)
-    limit = torch.where(top_k > 0, top_k, weights.shape[-1]).unsqueeze(-1)
-    within = torch.arange(count, device=weights.device) < limit
-    total = torch.where(top_k > 0, (ranked * within).sum(-1), weights.sum(-1))
-    ranked = ranked * within
+def _nucleus(ranked: Tensor, limit: Tensor, share: Tensor, totals: Tensor) -> Tensor:
+    """Weights [R, C] in descending order, those beyond top-k `limit` and top-p `share` set to 0.
+
+    Right whenever the C largest hold every token that stays; `totals` are sums over the whole vocabulary.
+    """
+    count = ranked.shape[-1]
+    ranked = ranked * (torch.arange(count, device=ranked.device) < limit.unsqueeze(-1))
+    total = torch.where(limit <= count, ranked.sum(-1), totals)
     before = ranked.cumsum(-1) - ranked
-    stays = before.double() < (top_p.double() * total.double()).unsqueeze(-1)
-    return torch.zeros_like(weights).scatter_(-1, order, ranked * stays)
+    return ranked * (before.double() < (share * total.double()).unsqueeze(-1))
 
 
 def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: Tensor, penalties: Tensor) -> Tensor:
     """See `quire.ops.sampling.penalize`."""
     columns = torch.arange(tokens.shape[1], device=tokens.device)
     exists = columns < num_tokens.unsqueeze(-1)  # [R, L]
-    ids = torch.where(exists, tokens, 0).long()
     in_output = exists & (columns >= num_prompt.unsqueeze(-1))
-    seen = _count(ids, exists, logits.shape[-1])
-    counts = _count(ids, in_output, logits.shape[-1])
+    # Places past a row's tokens repeat its first token: equal ids get equal values, so repeated writes agree.
+    ids = torch.where(exists, tokens, tokens[:, :1] * exists[:, :1]).long()
+    counts = torch.zeros(logits.shape, dtype=torch.int32, device=logits.device)
+    count = counts.scatter_add_(1, ids, in_output.int()).gather(1, ids)
+    old = logits.gather(1, ids)  # [R, L]
     repetition, presence, frequency = penalties.unsqueeze(-1).unbind(1)  # [R, 1] each
-    scaled = torch.where(logits > 0, logits / repetition, logits * repetition)
-    result = torch.where(seen > 0, scaled, logits)
-    result = result - frequency * counts - presence * (counts > 0)
+    new = torch.where(old > 0, old / repetition, old * repetition) - frequency * count - presence * (count > 0)
     # A tiny repetition penalty can push a positive logit to infinity; the largest float keeps its rank.
-    return result.clamp_(max=torch.finfo(result.dtype).max)
-
-
-def _count(ids: Tensor, mask: Tensor, size: int) -> Tensor:
-    """How often each id below `size` occurs in each row where `mask` holds: [R, L] → int32 [R, size]."""
-    counts = torch.zeros(ids.shape[0], size, dtype=torch.int32, device=ids.device)
-    return counts.scatter_add_(1, ids, mask.int())
+    new = new.clamp(max=torch.finfo(new.dtype).max)
+    return logits.scatter(1, ids, torch.where(exists[:, :1], new, old))
 
 
 def log_probs(logits: Tensor) -> Tensor:

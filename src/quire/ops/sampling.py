@@ -61,7 +61,7 @@ def draw(
 ) -> Tensor:
     """Draw one token per row: logits [R, V] float32 with a finite maximum, parameters [R] → ids [R] int64.
 
-    1. p = softmax((x - max x) / temperature), as fixed-point weights w = ⌊p · 2⁵²⌋, so that sums are exact in any order;
+    1. p = softmax((x - max x) / temperature), as fixed-point weights w = ⌊p · 2⁵²⌋, whose sums are exact in any order;
     2. min_p: tokens with w < min_p · max w are out;
     3. top_k: of those left, the k largest logits stay, the lower id of equals (k ≤ 0: all);
     4. top_p: of those left, largest first, a token stays while the sum of w before it is < top_p · total;
@@ -75,8 +75,9 @@ def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: 
     """Make tokens that occurred less likely: logits [R, V] float32 → [R, V], the input is not changed.
 
     tokens [R, L] holds each row's `num_prompt` [R] prompt tokens and then its output, `num_tokens` [R] in all; entries
-    past them are not read. penalties [R, 3] = repetition r, presence a, frequency b. With c the occurrences in the output:
-    x ← x / r if x > 0 else x · r, for tokens of prompt or output (Keskar et al., CTRL, 2019); x ← x - b·c - a·[c > 0].
+    past them are not read. penalties [R, 3] = repetition r, presence a, frequency b. With c the occurrences in the
+    output: x ← x / r if x > 0 else x · r, for tokens of prompt or output (Keskar et al., CTRL, 2019);
+    then x ← x - b·c - a·[c > 0].
     """
     run = _body(logits.device.type, "penalize")
     return cast(

@@ -13,11 +13,11 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 1024
 MAX_TOOLS = 256
 
-Role = Literal["developer", "system", "user", "assistant", "tool", "function"]
+ROLES = ("developer", "system", "user", "assistant", "tool", "function")
 
 
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True):
-    """One part of a message. Only `text` and `refusal` parts are served; media parts are named so that they can be refused."""
+    """One part of a message. Only `text` and `refusal` are served; media fields exist so that they can be refused."""
 
     type: str
     text: str | None = None
@@ -32,7 +32,7 @@ class ContentPart(msgspec.Struct, forbid_unknown_fields=True):
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     """One message of the conversation, the reply of an earlier turn included."""
 
-    role: Role
+    role: str
     content: str | Annotated[list[ContentPart], Meta(max_length=MAX_PARTS)] | None = None
     name: str | None = None
     tool_calls: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
@@ -149,7 +149,7 @@ class ChunkChoice(msgspec.Struct):
     delta: Delta
     logprobs: ChoiceLogprobs | None = None
     finish_reason: str | None = None
-    stop_reason: int | str | None | UnsetType = UNSET
+    stop_reason: int | str | UnsetType | None = UNSET
     token_ids: list[int] | UnsetType = UNSET
 
 
@@ -162,5 +162,5 @@ class ChatChunk(msgspec.Struct):
     choices: list[ChunkChoice]
     system_fingerprint: str
     object: str = "chat.completion.chunk"
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from quire.protocol.common import PromptLogprobs, SamplingFields, TokenIds, Usage
+from quire.protocol.common import MAX_TOKEN_IDS, PromptLogprobs, SamplingFields, TokenIds, Usage
 
 MAX_PROMPTS = 1024
 """SEC-11: most prompts in one request."""
@@ -16,7 +16,7 @@ MAX_PROMPTS = 1024
 class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     """The body of a completion request; `prompt` is one text, texts, token ids, or lists of token ids."""
 
-    prompt: str | Annotated[list[str | int | TokenIds], Meta(min_length=1)]
+    prompt: str | Annotated[list[str | int | TokenIds], Meta(min_length=1, max_length=MAX_TOKEN_IDS)]
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -53,5 +53,5 @@ class CompletionResponse(msgspec.Struct):
     model: str
     choices: list[CompletionChoice]
     system_fingerprint: str
-    usage: Usage | None | UnsetType = UNSET
+    usage: Usage | UnsetType | None = UNSET
     object: str = "text_completion"

@@ -1,1 +1,1 @@
-"""The model on a device: rows, the step, sampling. It computes what the scheduler decided and decides nothing itself."""
+"""The model on a device: rows, the step, sampling. It computes what the scheduler decided."""

@@ -107,7 +107,7 @@ class _QueuedCopy:
         self._host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
         for host, tensor in zip(self._host, tensors, strict=True):
             host.copy_(tensor, non_blocking=True)
-        self._event = torch.cuda.Event()
+        self._event = torch.Event("cuda")
         self._event.record()
 
     def is_ready(self) -> bool:
@@ -122,10 +122,10 @@ class _PinnedRing:
     """Pinned host buffers used in turn; one is written again only after the GPU has read it."""
 
     def __init__(self, depth: int = 64) -> None:
-        self._slots: list[tuple[torch.Tensor, torch.cuda.Event] | None] = [None] * depth
+        self._slots: list[tuple[torch.Tensor, torch.Event] | None] = [None] * depth
         self._next = 0
 
-    def stage(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event]:
+    def stage(self, values: torch.Tensor) -> tuple[torch.Tensor, torch.Event]:
         """A pinned copy of `values` and the event to record after the GPU's read was queued."""
         index, self._next = self._next, (self._next + 1) % len(self._slots)
         slot = self._slots[index]
@@ -133,7 +133,7 @@ class _PinnedRing:
             slot[1].synchronize()
         if slot is None or slot[0].numel() < values.nbytes:
             room = 1 << max(12, (values.nbytes - 1).bit_length())  # powers of two, at least 4 KiB: few reallocations
-            slot = (torch.empty(room, dtype=torch.uint8, pin_memory=True), torch.cuda.Event())
+            slot = (torch.empty(room, dtype=torch.uint8, pin_memory=True), torch.Event("cuda"))
             self._slots[index] = slot
         buffer = slot[0][: values.nbytes].view(values.dtype).view(values.shape)
         buffer.copy_(values)

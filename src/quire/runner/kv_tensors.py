@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from quire.attention.interface import AttentionBackend
@@ -24,11 +26,20 @@ def allocate(
     tensors = []
     for layer in layers:
         shape = attention.kv_shape(num_pages, page_size, layer.num_kv_heads, layer.head_dim)
-        tensors.append(torch.zeros(shape, dtype=dtype, device=device))
+        tensors.append(_zeros(shape, dtype, device))
     expected = kv_bytes(layers, num_pages=num_pages, page_size=page_size, itemsize=dtype.itemsize)
     actual = sum(tensor.nbytes for tensor in tensors)
     assert actual == expected, f"backend {attention.name} laid out {actual} bytes of KV, the ledger says {expected}"
     return tensors
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A zeroed tensor. On the host its memory comes from the kernel page by page as KV is first written: a start need
+    not wait for gigabytes to be cleared, and an idle server does not hold what nobody uses yet."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # calloc, where torch.zeros writes
+    return torch.from_numpy(raw).view(dtype).view(shape)
 
 
 def copy_pages(kv: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> None:

@@ -4,8 +4,8 @@ Only the operator can register one (through `plugins`), never a request. A proce
 whether it wants to see its rows; while none does, it costs nothing.
 
     class NoDigits:
-        def is_active(self, params): return "no-digits" in params.stop
-        def apply(self, logits, rows): logits[:, DIGITS] = float("-inf"); return logits
+        def is_active(self, params): return True
+        def apply(self, logits, rows): return logits.index_fill(1, DIGITS, float("-inf"))
 
     register_logits_processor("no-digits", lambda vocab_size: NoDigits())
 """

@@ -21,6 +21,26 @@ _NOT_ASKED = -2
 _MIN_REPETITION = float(np.finfo(np.float32).tiny)
 
 
+@dataclass(frozen=True, slots=True)
+class BadWords:
+    """Token sequences that must not be completed, as tables of one width, aligned to the right."""
+
+    prefixes: Tensor
+    """[words, width] int64: all but the last token, -1 to the left of it."""
+    lengths: Tensor
+    """[words] int64: tokens of each prefix."""
+    last: Tensor
+    """[words] int64: the token that would complete the word."""
+
+    def completing(self, output: Tensor) -> Tensor:
+        """Which words' last token must not follow `output` [n]: [words] bool."""
+        width = self.prefixes.shape[1]
+        tail = output[max(0, output.shape[0] - width) :]
+        tail = torch.nn.functional.pad(tail, (width - tail.shape[0], 0), value=-1)
+        matches = (self.prefixes < 0) | (self.prefixes == tail)
+        return matches.all(-1) & (self.lengths <= output.shape[0])
+
+
 @dataclass(slots=True, kw_only=True)
 class RowControls:
     """A row's lists of token ids, on the device; ids outside the vocabulary were dropped (they can never be drawn)."""
@@ -29,10 +49,10 @@ class RowControls:
     bias_ids: Tensor
     bias: Tensor
     stop_ids: Tensor
-    bad_words: tuple[Tensor, ...]
+    bad_words: BadWords | None
     num_prompt: int
-    min_end: int
-    """First position at which a stop id may be drawn."""
+    min_tokens: int
+    """Output tokens before a stop id may be drawn."""
 
 
 class SamplingState:
@@ -56,6 +76,7 @@ class SamplingState:
         self.has_controls = np.zeros(max_num_seqs, dtype=bool)
         self.num_logprobs = np.full(max_num_seqs, _NOT_ASKED, dtype=np.int64)
         self.num_prompt_logprobs = np.full(max_num_seqs, _NOT_ASKED, dtype=np.int64)
+        self.prompt_lengths = np.zeros(max_num_seqs, dtype=np.int64)
         self.controls: dict[int, RowControls] = {}
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
@@ -72,6 +93,7 @@ class SamplingState:
         self._set(self.top_k, index, [p.top_k for p in params])
         self._set(self.seeds, index, [_as_int64(new.seed) for new in new_rows])
         self._set(self.num_prompt, index, [new.num_prompt_tokens for new in new_rows])
+        self.prompt_lengths[rows] = [new.num_prompt_tokens for new in new_rows]
         self.is_random[rows] = [not p.is_greedy for p in params]
         self.has_penalty[rows] = [_penalties(p) != (1.0, 0.0, 0.0) for p in params]
         self.num_logprobs[rows] = [_count(p.logprobs, self.vocab_size) for p in params]
@@ -91,7 +113,6 @@ class SamplingState:
 
     def _set_controls(self, new: NewRow) -> None:
         params = new.params
-        min_end = new.num_prompt_tokens + params.min_tokens
         stop_ids = new.stop_ids if params.min_tokens else ()
         wanted = params.allowed_token_ids is not None or params.logit_bias or new.bad_words or stop_ids
         self.has_controls[new.row] = bool(wanted)
@@ -104,13 +125,21 @@ class SamplingState:
             bias_ids=self._ids(bias),
             bias=self._device.upload(np.array(list(bias.values()), dtype=np.float32)),
             stop_ids=self._ids(stop_ids),
-            bad_words=tuple(self._ids(word) for word in new.bad_words if word and self._is_valid(word)),
+            bad_words=self._bad_words(new.bad_words),
             num_prompt=new.num_prompt_tokens,
-            min_end=min_end,
+            min_tokens=params.min_tokens,
         )
 
-    def _is_valid(self, token_ids: Iterable[int]) -> bool:
-        return all(0 <= token < self.vocab_size for token in token_ids)
+    def _bad_words(self, words: Sequence[Sequence[int]]) -> BadWords | None:
+        words = [word for word in words if word and all(0 <= token < self.vocab_size for token in word)]
+        if not words:
+            return None
+        prefixes = np.full((len(words), max(map(len, words)) - 1), -1, dtype=np.int64)
+        for line, word in zip(prefixes, words, strict=True):
+            line[len(line) - len(word) + 1 :] = word[:-1]
+        upload = self._device.upload
+        lengths = np.array([len(word) - 1 for word in words], dtype=np.int64)
+        return BadWords(upload(prefixes), upload(lengths), upload(np.array([word[-1] for word in words], np.int64)))
 
     def _ids(self, token_ids: Iterable[int]) -> Tensor:
         """The ids within the vocabulary, on the device."""

@@ -18,6 +18,7 @@ from quire.server.errors import HeadersTooLargeError, HostRefusedError, HttpRefu
 from quire.server.record import record_of
 
 MAX_HEADER_LINES = 100
+MAX_HEADER_BYTES = 64 * 2**10
 OPEN_PATHS = ("/health", "/ready")
 """Probes carry no key and name the server by its address; the answers say nothing but up or down."""
 
@@ -80,6 +81,9 @@ class GuardMiddleware:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if len(headers) > MAX_HEADER_LINES:
             return HeadersTooLargeError(f"{len(headers)} header lines; at most {MAX_HEADER_LINES} are allowed")
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > MAX_HEADER_BYTES:
+            return HeadersTooLargeError(f"{size} bytes of headers; at most {MAX_HEADER_BYTES} are allowed")
         if scope["path"] in self._open:
             return None
         if len(self._keys):

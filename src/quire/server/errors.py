@@ -3,7 +3,7 @@
     HttpRefusalError (a QuireError)   refusals that concern HTTP and not generation
     ├── UnauthorizedError             no key, or a wrong one
     ├── HostRefusedError              a Host header outside the allow-list of a server without keys
-    ├── HeadersTooLargeError          too many header lines
+    ├── HeadersTooLargeError          too many header lines or bytes
     ├── BodyTooLargeError             a body over the cap
     ├── MediaTypeError                a body that does not call itself JSON
     └── NotReadyError                 the engine is loading, draining or gone
@@ -56,7 +56,7 @@ class HostRefusedError(HttpRefusalError):
 
 
 class HeadersTooLargeError(HttpRefusalError):
-    """The request has more header lines than allowed (SEC-23)."""
+    """The request has more header lines, or bytes in them, than allowed (SEC-23)."""
 
 
 class BodyTooLargeError(HttpRefusalError):

@@ -1,4 +1,4 @@
-"""The server's numbers under their Prometheus names: `quire:*`, and the same under vLLM's names for tools that know those.
+"""The server's numbers under their Prometheus names: `quire:*`, and some under vLLM's names for tools that know those.
 
 What the engine counts is read from its snapshot when somebody scrapes; only times and ends of requests are recorded as
 they happen. docs/metrics.md lists the names.
@@ -69,7 +69,8 @@ class EngineCollector:
         for name, (field, text) in _COUNTERS.items():
             yield CounterMetricFamily(name, text, value=float(getattr(stats, field)))
         yield CounterMetricFamily(
-            "quire:prompt_tokens", "Prompt tokens taken in, cached ones included.",
+            "quire:prompt_tokens",
+            "Prompt tokens taken in, cached ones included.",
             value=float(stats.prompt_tokens + stats.prefix_hits),
         )
         yield self._pages(stats)
@@ -85,7 +86,9 @@ class EngineCollector:
     def _pages(self, stats: EngineStats) -> Metric:
         family = GaugeMetricFamily("quire:kv_pages_by_state", "Pages by state.", labels=("state",))
         for state, count in (
-            ("free", stats.num_free_pages), ("cached", stats.num_cached_pages), ("used", stats.num_used_pages)
+            ("free", stats.num_free_pages),
+            ("cached", stats.num_cached_pages),
+            ("used", stats.num_used_pages),
         ):
             family.add_metric((state,), float(count))
         return family
@@ -102,7 +105,8 @@ class EngineCollector:
             family.add_metric(values, float(value))
             yield family
         lora = GaugeMetricFamily(
-            "vllm:lora_requests_info", "Adapters in use: none.",
+            "vllm:lora_requests_info",
+            "Adapters in use: none.",
             labels=("max_lora", "waiting_lora_adapters", "running_lora_adapters"),
         )
         lora.add_metric(("0", "", ""), 0.0)
@@ -187,7 +191,8 @@ class ServerMetrics:
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        text: bytes = generate_latest(self.registry)
+        return text
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"quire:{name}", text, labels, registry=self.registry)

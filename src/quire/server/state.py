@@ -91,7 +91,7 @@ class ServerState:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether restarting the process would help nobody: loading and draining are healthy, dead and stuck are not."""
+        """Whether a restart would help nobody: loading and draining are healthy, dead and stuck are not."""
         return self.engine is None or (self.engine.is_alive and not self.engine.is_stuck)
 
     @contextmanager

@@ -1,1 +1,1 @@
-"""Text in and out: tokenizer, incremental detokenizer, stop strings, chat templates, logprob pieces. Never imports torch."""
+"""Text in and out: tokenizer, detokenizer, stop strings, chat templates, logprob pieces. Never imports torch."""

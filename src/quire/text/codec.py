@@ -63,7 +63,7 @@ class FastCodec:
         """Load tokenizer.json; raises ConfigError when the file is damaged."""
         try:
             core = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception for every malformed file
+        except Exception as error:  # the library raises bare Exception for every malformed file
             raise ConfigError(f"{path} is not a tokenizer this version of tokenizers can read: {error}") from error
         return cls(core, files)
 

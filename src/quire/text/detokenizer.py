@@ -23,7 +23,7 @@ _MAX_HELD_TOKENS = 8
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
-    """One U+FFFD per ill-formed byte, as decoders with byte fallback write them (the codec's own writes one per run)."""
+    """One U+FFFD per ill-formed byte, as decoders with byte fallback do it (Python's own writes one per run)."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     return REPLACEMENT * (error.end - error.start), error.end

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 MAX_VALUE_CHARS = 8 * 2**20
@@ -16,8 +16,13 @@ MAX_VALUE_CHARS = 8 * 2**20
 MAX_CHARS = 128 * 2**20
 """Characters all operations of one rendering may make, and loop turns and list elements at their price."""
 MAX_SECONDS = 5.0
-TICK_COST = 64
+TICK_COST = 512
+"""Price of a loop turn or a call: at most a quarter of a million of them."""
+_NODE_COST = 256
 _ELEMENT_COST = 8
+_CHARGE_EVERY = 2**16
+_SEPARATORS = 24
+"""At most what an element other than text takes when it is printed: a number, or brackets, quotes and a comma."""
 _MAX_INT_BITS = 4096
 _MAX_DEPTH = 200
 _DIGITS = re.compile(r"\d+")
@@ -47,7 +52,9 @@ class Meter:
     def expect(self, length: int) -> None:
         """Judge a string of `length` characters that is about to be made."""
         if length > MAX_VALUE_CHARS:
-            raise RenderLimitError(f"the template makes a text of {length} characters; at most {MAX_VALUE_CHARS} are allowed")
+            raise RenderLimitError(
+                f"the template makes a text of {length} characters; at most {MAX_VALUE_CHARS} are allowed"
+            )
         self.charge(length)
 
     def charge_result(self, value: Any) -> None:
@@ -57,6 +64,10 @@ class Meter:
         elif isinstance(value, list | tuple | dict | range | set):
             self.charge(len(value) * _ELEMENT_COST)
 
+    def sized(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Lists in place of iterators, whose length is not known before they run."""
+        return tuple(self._listed(value) if isinstance(value, Iterator) else value for value in args)
+
     def text(self, value: Any) -> str:
         """`str(value)`, judged before it is made."""
         if type(value) is str:
@@ -65,27 +76,36 @@ class Meter:
         return str(value)
 
     def walk(self, value: Any, *, per_level: int = 0) -> int:
-        """Count everything below `value`, shared parts as often as they appear; returns the cost.
+        """Count everything below `value`, shared parts as often as they appear; returns about the characters it prints.
 
-        Printing, hashing or comparing a container takes time in proportion; `per_level` is added per element and level of
-        depth (indented JSON).
+        Printing, hashing or comparing a container takes time in proportion; `per_level` is added per element and level
+        of depth (indented JSON).
         """
-        total = 0
+        total = owed = 0
         stack = [(value, 0)]
         while stack:
             item, depth = stack.pop()
-            cost = 1 + per_level * depth
+            length = per_level * depth + _SEPARATORS
             if isinstance(item, str):
-                cost += len(item)
+                length += len(item)
             elif isinstance(item, dict):
                 stack.extend((part, depth + 1) for pair in item.items() for part in pair)
             elif isinstance(item, list | tuple | set | frozenset):
                 stack.extend((part, depth + 1) for part in item)
             if depth > _MAX_DEPTH:
                 raise RenderLimitError(f"the template handles values nested deeper than {_MAX_DEPTH}")
-            total += cost
-            self.charge(cost)
+            total += length
+            owed += length + _NODE_COST
+            if owed > _CHARGE_EVERY:
+                self.charge(owed)
+                owed = 0
+        self.charge(owed)
         return total
+
+    def walk_container(self, value: Any) -> None:
+        """Walk a container; anything else costs nothing."""
+        if isinstance(value, list | tuple | dict):
+            self.walk(value)
 
     def operator(self, operator: str, left: Any, right: Any) -> None:
         """Judge `left operator right`."""
@@ -112,11 +132,19 @@ class Meter:
             self.expect(len(parts) * len(separator) + self.walk(parts))
 
     def json(self, arguments: list[Any]) -> None:
-        """Judge `tojson(value, ensure_ascii, indent, separators, sort_keys)` with `arguments` in any order after the value."""
+        """Judge `tojson` of `arguments[0]`; the other arguments may come in any order."""
         widths = [len(part) for part in arguments[1:] if isinstance(part, str)]
         widths += [len(part) for pair in arguments[1:] if isinstance(pair, list | tuple) for part in map(str, pair)]
         widths += [abs(part) for part in arguments[1:] if isinstance(part, int)]
         self.expect(self.walk(arguments[0], per_level=max(widths, default=0)))
+
+    def _listed(self, values: Iterator[Any]) -> list[Any]:
+        result = []
+        for value in values:
+            self.charge_result(value)
+            self.charge(TICK_COST)
+            result.append(value)
+        return result
 
     def _product(self, left: Any, right: Any) -> None:
         for value, count in ((left, right), (right, left)):

@@ -13,6 +13,9 @@ from quire.base.errors import ConfigError
 from quire.text.codec import Codec, FastCodec
 from quire.text.tokenizer_files import NAMED_TOKENS, TokenizerFiles
 
+_LOAD_FAILURES = (AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+"""What transformers raises over missing, damaged or foreign tokenizer files."""
+
 
 class SlowCodec:
     """A transformers tokenizer that is written in Python and has no tokenizers-library twin."""
@@ -21,7 +24,8 @@ class SlowCodec:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         self.size = len(tokenizer)
-        self.special_ids = frozenset({i for i, token in added.items() if token.special} | set(tokenizer.all_special_ids))
+        flagged = {token_id for token_id, token in added.items() if token.special}
+        self.special_ids = frozenset(flagged | set(tokenizer.all_special_ids))
         self.added_ids = frozenset(added)
         self.decoder_config: dict[str, Any] | None = None
 
@@ -59,13 +63,13 @@ def load_slow_codec(files: TokenizerFiles) -> tuple[Codec, TokenizerFiles]:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise ConfigError(
-            f"{folder} has no tokenizer.json; reading its other tokenizer files needs transformers: pip install quire[hf]"
+            f"{folder} has no tokenizer.json; reading other tokenizer files needs transformers: pip install quire[hf]"
         ) from error
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # noqa: BLE001 - a foreign loader over damaged files raises nearly anything
+    except _LOAD_FAILURES as error:
         raise ConfigError(
-            f"no tokenizer could be loaded from {folder} (looked for tokenizer.json, then what transformers reads): {error}"
+            f"no tokenizer in {folder}: there is no tokenizer.json, and transformers finds none it can load: {error}"
         ) from error
     named = {key: value for key, value in tokenizer.special_tokens_map.items() if isinstance(value, str)}
     ordered = {key: named[key] for key in (*NAMED_TOKENS, *named) if key in named}

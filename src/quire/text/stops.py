@@ -15,8 +15,8 @@ from quire.base.errors import InvalidRequestError
 class _Automaton:
     """All stop strings as one machine (Aho and Corasick, 1975): one step per character, whatever the strings.
 
-    State 0 is "nothing matched"; `depth[s]` is the length of the longest end of the text that begins a stop string, which
-    is exactly what has to be held back.
+    State 0 is "nothing matched"; `depth[s]` is the length of the longest end of the text that begins a stop string,
+    which is exactly what has to be held back.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

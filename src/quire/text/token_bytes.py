@@ -1,7 +1,8 @@
 """Raw bytes of single tokens, for the decoders whose text is the concatenation of its tokens' bytes.
 
-Byte-level BPE spells each byte as one printable character; SentencePiece-style vocabularies spell a space as a mark and
-a lone byte as `<0xE2>`. A decoder of any other kind (WordPiece, word-end marks) has no such bytes and gets no `BytePlan`.
+Byte-level BPE spells each byte as one printable character; SentencePiece-style vocabularies spell a space as a mark
+and a lone byte as `<0xE2>`. A decoder of any other kind (WordPiece, word-end marks) has no such bytes and gets no
+`BytePlan`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 LeadingSpace = Literal["keep", "strip_one", "drop_in_first_token"]
-"""What happens to the space at the very start of a text: nothing, one is removed, or the first token loses all marks."""
+"""What happens to spaces at the very start of a text: nothing, one is removed, or the first token loses all."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def _byte_characters() -> dict[str, int]:
-    """The byte-level alphabet (Radford et al., GPT-2, 2019): printable Latin-1 stands for itself, the rest from U+0100."""
+    """The byte-level alphabet (Radford et al., GPT-2, 2019): printable Latin-1 is itself, the rest from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     shifted = {chr(256 + index): byte for index, byte in enumerate(others)}

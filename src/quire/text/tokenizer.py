@@ -11,6 +11,7 @@ from pathlib import Path
 
 from quire.base.errors import ConfigError, InvalidRequestError
 from quire.text.codec import Codec, FastCodec
+from quire.text.slow_tokenizer import load_slow_codec
 from quire.text.token_bytes import BytePlan, byte_plan
 from quire.text.tokenizer_files import TokenizerFiles
 
@@ -48,9 +49,6 @@ class Tokenizer:
         files = TokenizerFiles.read(folder)
         if (folder / "tokenizer.json").is_file():
             return cls(FastCodec.from_file(folder / "tokenizer.json", files), files)
-        # The optional extra is only touched by checkpoints without tokenizer.json.
-        from quire.text.slow_tokenizer import load_slow_codec
-
         return cls(*load_slow_codec(files))
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -77,7 +75,7 @@ class Tokenizer:
     ) -> str:
         """Text of `ids`; ids outside the vocabulary (padded embeddings) add nothing.
 
-        `spaces_between_special_tokens=False` drops the space that some decoders put between neighbouring special tokens.
+        `spaces_between_special_tokens=False` drops the space some decoders put between neighbouring special tokens.
         """
         known = [token_id for token_id in ids if 0 <= token_id < self.vocab_size or self._is_known(token_id)]
         if skip_special_tokens or spaces_between_special_tokens:
@@ -134,7 +132,7 @@ def _check_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InvalidRequestError(
-            f"the text holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), which is not "
-            "valid Unicode; send the whole character or leave it out",
+            f"the text holds a lone surrogate (U+{ord(text[error.start]):04X} at character {error.start}), which is "
+            "not valid Unicode; send the whole character or leave it out",
             code="invalid_unicode",
         ) from None

@@ -77,7 +77,7 @@ def _content(token: Any) -> str:
         return str(token["content"])
     if isinstance(token, str):
         return token
-    raise ConfigError(f"a special token in tokenizer_config.json is {token!r}; a string or an object with content is needed")
+    raise ConfigError(f"a special token is {token!r}; tokenizer_config.json needs a string or an object with content")
 
 
 def _named_tokens(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -27,7 +27,13 @@ def test_an_unknown_option_names_the_nearest_known_one():
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("page_size", 12), ("dtype", "float8"), ("max_num_seqs", 0), ("max_model_len", True), ("priority_ageing_seconds", float("nan"))],
+    [
+        ("page_size", 12),
+        ("dtype", "float8"),
+        ("max_num_seqs", 0),
+        ("max_model_len", True),
+        ("priority_ageing_seconds", float("nan")),
+    ],
 )
 def test_values_out_of_range_are_refused(option, value):
     """S79: wrong settings are refused by name with what is allowed."""

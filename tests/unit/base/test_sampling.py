@@ -96,7 +96,9 @@ def test_one_params_object_serves_all_prompts_and_a_list_must_match():
         as_list_of_params([one, one], 3, one)
 
 
-@pytest.mark.parametrize("change", [{"beam_width": 0}, {"max_tokens": 0}, {"temperature": math.nan}, {"length_penalty": math.inf}])
+@pytest.mark.parametrize(
+    "change", [{"beam_width": 0}, {"max_tokens": 0}, {"temperature": math.nan}, {"length_penalty": math.inf}]
+)
 def test_beam_parameters_out_of_range_are_refused(change):
     with pytest.raises(InvalidRequestError):
         BeamSearchParams(**({"beam_width": 2, "max_tokens": 4} | change))

@@ -84,6 +84,8 @@ def test_the_ledger_shows_every_part():
         assert part in text
 
 
-@pytest.mark.parametrize(("count", "text"), [(512, "512 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (2**41, "2048.0 GiB")])
+@pytest.mark.parametrize(
+    ("count", "text"), [(512, "512 B"), (1536, "1.5 KiB"), (3 * 2**20, "3.0 MiB"), (2**41, "2048.0 GiB")]
+)
 def test_byte_counts_read_well(count, text):
     assert format_bytes(count) == text

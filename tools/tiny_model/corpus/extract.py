@@ -9,39 +9,84 @@ import json
 
 from tools.tiny_model.corpus.source import Source
 from tools.tiny_model.corpus.types import Answer, Episode, assistant, user
+from tools.tiny_model.words import listed
 
 # Sentences by the set of fields that they state.
 _SENTENCES: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
-    (("name", "age", "city"), (
-        "{name} is {age} years old and lives in {city}.", "{name}, {age}, lives in {city}.",
-        "My name is {name}, I am {age} years old and I live in {city}.", "{name} ({age}) from {city}",
-        "{name} from {city} is {age} years old.", "In {city} lives {name}, who is {age}.",
-        "I am {name}, {age}, from {city}.", "This is {name} from {city}, {age} years old.",
-        "{name} lives in {city} and is {age} years old.")),
-    (("name", "age"), (
-        "{name} is {age} years old.", "My name is {name} and I am {age}.", "{name} just turned {age}.",
-        "{name}, {age} years old", "I am {name}, {age} years old.")),
-    (("name", "city"), (
-        "{name} lives in {city}.", "My name is {name} and I come from {city}.", "{name} is from {city}.",
-        "{name} moved to {city} last year.", "I am {name} from {city}.")),
-    (("name", "company", "city"), (
-        "{name} works at {company} in {city}.", "{name} is employed by {company}, {city}.",
-        "In {city}, {name} works for {company}.")),
+    (
+        ("name", "age", "city"),
+        (
+            "{name} is {age} years old and lives in {city}.",
+            "{name}, {age}, lives in {city}.",
+            "My name is {name}, I am {age} years old and I live in {city}.",
+            "{name} ({age}) from {city}",
+            "{name} from {city} is {age} years old.",
+            "In {city} lives {name}, who is {age}.",
+            "I am {name}, {age}, from {city}.",
+            "This is {name} from {city}, {age} years old.",
+            "{name} lives in {city} and is {age} years old.",
+        ),
+    ),
+    (
+        ("name", "age"),
+        (
+            "{name} is {age} years old.",
+            "My name is {name} and I am {age}.",
+            "{name} just turned {age}.",
+            "{name}, {age} years old",
+            "I am {name}, {age} years old.",
+        ),
+    ),
+    (
+        ("name", "city"),
+        (
+            "{name} lives in {city}.",
+            "My name is {name} and I come from {city}.",
+            "{name} is from {city}.",
+            "{name} moved to {city} last year.",
+            "I am {name} from {city}.",
+        ),
+    ),
+    (
+        ("name", "company", "city"),
+        (
+            "{name} works at {company} in {city}.",
+            "{name} is employed by {company}, {city}.",
+            "In {city}, {name} works for {company}.",
+        ),
+    ),
     (("name", "friend"), ("{name} has a friend called {friend}.", "{name} and a friend, {friend}, are here.")),
-    (("item", "price"), ("The {item} costs {price} dollars.", "A {item} for {price} dollars.",
-                         "I bought a {item} for {price} dollars.", "They sell a {item} at {price} dollars.")),
-    (("item", "quantity", "city"), ("Send {quantity} pieces of {item} to {city}.",
-                                    "{quantity} x {item}, ship to {city}")),
+    (
+        ("item", "price"),
+        (
+            "The {item} costs {price} dollars.",
+            "A {item} for {price} dollars.",
+            "I bought a {item} for {price} dollars.",
+            "They sell a {item} at {price} dollars.",
+        ),
+    ),
+    (
+        ("item", "quantity", "city"),
+        ("Send {quantity} pieces of {item} to {city}.", "{quantity} x {item}, ship to {city}"),
+    ),
     (("name", "job", "age"), ("{name}, a {job}, is {age} years old.", "{name} is {age} and works as a {job}.")),
 )
 _REQUESTS = (
-    "Extract {f} as JSON: {t}", "Extract {f} from this text as JSON: {t}", "{t}\nExtract {f} as JSON.",
-    "Give me {f} as JSON: {t}", "Return {f} as JSON. Text: {t}", "Write {f} as JSON: {t}",
-    "Convert to JSON with {f}: {t}", "JSON with {f}: {t}", "Turn this into JSON with {f}: {t}",
-    "Please extract {f} as a JSON object: {t}", "Get {f} in JSON format from: {t}",
+    "Extract {f} as JSON: {t}",
+    "Extract {f} from this text as JSON: {t}",
+    "{t}\nExtract {f} as JSON.",
+    "Give me {f} as JSON: {t}",
+    "Return {f} as JSON. Text: {t}",
+    "Write {f} as JSON: {t}",
+    "Convert to JSON with {f}: {t}",
+    "JSON with {f}: {t}",
+    "Turn this into JSON with {f}: {t}",
+    "Please extract {f} as a JSON object: {t}",
+    "Get {f} in JSON format from: {t}",
     "{t} Give {f} as JSON.",
 )
-_JOBS = "teacher doctor cook pilot nurse baker farmer driver singer painter writer lawyer".split()
+_BARE_REQUESTS = ("Extract as JSON: {t}", "Convert to JSON: {t}", "{t}\nWrite this as JSON.")
+_JOBS = listed("teacher doctor cook pilot nurse baker farmer driver singer painter writer lawyer")
 _INTEGERS = ("age", "price", "quantity")
 
 
@@ -63,7 +108,11 @@ def extract(s: Source) -> Episode:
         if s.split == "train" or "job" not in stated:
             break
     draw = {
-        "name": s.name, "friend": s.name, "city": s.city, "company": s.city, "item": s.word,
+        "name": s.name,
+        "friend": s.name,
+        "city": s.city,
+        "company": s.city,
+        "item": s.word,
         "job": lambda: s.pick(_JOBS),
     }
     values: dict[str, str | int] = {f: s.number(3) if f in _INTEGERS else draw[f]() for f in stated}
@@ -76,6 +125,6 @@ def extract(s: Source) -> Episode:
     request = s.rough(s.pick(_REQUESTS)).format(f=_field_list(wanted, s), t=sentence)
     if s.chance(0.12):
         wanted = list(stated)
-        request = s.pick(("Extract as JSON: {t}", "Convert to JSON: {t}", "{t}\nWrite this as JSON.")).format(t=sentence)
+        request = s.pick(_BARE_REQUESTS).format(t=sentence)
     found = {f: values[f] for f in wanted}
     return Episode("json", (user(request), assistant(json.dumps(found))), Answer("json", found))

@@ -9,27 +9,55 @@ from tools.tiny_model.corpus.source import Source
 from tools.tiny_model.corpus.types import Answer, Episode, assistant, user
 
 _SPELL = (
-    "Spell {x}.", "Spell the word {x}.", "How do you spell {x}?", "Please spell {x}.", 'Spell "{x}".',
-    "Can you spell {x}?", "Can you spell the word {x}?", "Spell {x} for me.", 'Spell the word "{x}".',
-    "Spell out {x}.", "Spell {x} letter by letter.", "How is {x} spelled?", "Spell: {x}",
+    "Spell {x}.",
+    "Spell the word {x}.",
+    "How do you spell {x}?",
+    "Please spell {x}.",
+    'Spell "{x}".',
+    "Can you spell {x}?",
+    "Can you spell the word {x}?",
+    "Spell {x} for me.",
+    'Spell the word "{x}".',
+    "Spell out {x}.",
+    "Spell {x} letter by letter.",
+    "How is {x} spelled?",
+    "Spell: {x}",
     "What are the letters of {x}?",
 )
 _SORT = (
-    "Sort these words: {x}", "Sort these words alphabetically: {x}", "Sort the words {x}.",
-    "Put these words in alphabetical order: {x}", "Please sort alphabetically: {x}",
-    "Sort by the alphabet: {x}", "Sort {x} alphabetically.", "Can you sort these words? {x}",
-    "Order these words from a to z: {x}", "Sort this list of words: {x}",
+    "Sort these words: {x}",
+    "Sort these words alphabetically: {x}",
+    "Sort the words {x}.",
+    "Put these words in alphabetical order: {x}",
+    "Please sort alphabetically: {x}",
+    "Sort by the alphabet: {x}",
+    "Sort {x} alphabetically.",
+    "Can you sort these words? {x}",
+    "Order these words from a to z: {x}",
+    "Sort this list of words: {x}",
 )
 _ECHO = (
-    "Repeat after me: {x}", "Say {x}", 'Say "{x}".', "Please repeat: {x}", 'Repeat "{x}".', "Repeat: {x}",
-    "Say exactly this: {x}", "Echo {x}", "Please say: {x}",
+    "Repeat after me: {x}",
+    "Say {x}",
+    'Say "{x}".',
+    "Please repeat: {x}",
+    'Repeat "{x}".',
+    "Repeat: {x}",
+    "Say exactly this: {x}",
+    "Echo {x}",
+    "Please say: {x}",
 )
 _LENGTH = (
-    "How many letters are in {x}?", "How many letters does {x} have?", "Count the letters in {x}.",
-    "How long is the word {x}?", 'How many letters are there in "{x}"?',
+    "How many letters are in {x}?",
+    "How many letters does {x} have?",
+    "Count the letters in {x}.",
+    "How long is the word {x}?",
+    'How many letters are there in "{x}"?',
 )
 _EDGE = (
-    "What is the {e} letter of {x}?", "Tell me the {e} letter of {x}.", "What's the {e} letter in {x}?",
+    "What is the {e} letter of {x}?",
+    "Tell me the {e} letter of {x}.",
+    "What's the {e} letter in {x}?",
     'What is the {e} letter of the word "{x}"?',
 )
 

@@ -7,8 +7,8 @@ Does not know: tokens and batches.
 from __future__ import annotations
 
 import random
-from dataclasses import replace
-from typing import Callable, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from tools.tiny_model.corpus import chat, extract, facts, letters, memory, numbers, stories, tools
 from tools.tiny_model.corpus.source import Source
@@ -18,24 +18,75 @@ from tools.tiny_model.heldout import Split
 Maker = Callable[[Source], Episode]
 
 MAKERS: dict[str, Maker] = {
-    "greeting": chat.greeting, "self": chat.about_self, "fallback": chat.unknown,
-    "count": numbers.count, "sum": numbers.add, "sort numbers": numbers.sort_numbers,
-    "compare": numbers.compare, "spell": letters.spell, "sort words": letters.sort_words,
-    "repeat": letters.echo, "length": letters.length, "edge": letters.edge, "facts": facts.taught,
-    "stated facts": facts.stated, "json": extract.extract, "story": stories.tell,
+    "greeting": chat.greeting,
+    "self": chat.about_self,
+    "fallback": chat.unknown,
+    "count": numbers.count,
+    "sum": numbers.add,
+    "sort numbers": numbers.sort_numbers,
+    "compare": numbers.compare,
+    "spell": letters.spell,
+    "sort words": letters.sort_words,
+    "repeat": letters.echo,
+    "length": letters.length,
+    "edge": letters.edge,
+    "facts": facts.taught,
+    "stated facts": facts.stated,
+    "json": extract.extract,
+    "story": stories.tell,
     "not told": memory.not_told,
 }
-WEIGHTS: dict[str, float] = {
-    "greeting": 5, "self": 6, "fallback": 5, "count": 6, "sum": 8, "sort numbers": 8, "compare": 3,
-    "spell": 12, "sort words": 11, "repeat": 3, "length": 3, "edge": 3, "facts": 8, "stated facts": 6,
-    "json": 8, "story": 5, "not told": 1, "memory": 11, "tools": 14,
-}
-_SYSTEMS = (
-    "You are a helpful assistant.", "You are a friendly assistant.", "Answer briefly.", "Be kind and helpful.",
-    "You are an AI assistant.", "You are the demo model of quire. Be brief.", "Help the user.", "",
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How often each task comes, how many exchanges are joined and how often there are very many."""
+
+    weights: Mapping[str, float]
+    # Weights of one, two, three and four exchanges in a conversation.
+    lengths: tuple[int, int, int, int]
+    # Many short exchanges before a question teach memory over a distance.
+    long_share: float
+
+
+_WEIGHTS = dict(
+    zip(
+        (*MAKERS, "memory", "tools"),
+        (5, 6, 5, 6, 8, 8, 3, 12, 11, 3, 3, 3, 8, 6, 8, 5, 1, 11, 14),
+        strict=True,
+    )
 )
-# Many short exchanges before a question teach memory over a distance.
-_LONG_SHARE = 0.02
+BALANCED = Mixture(_WEIGHTS, (45, 30, 15, 10), 0.02)
+# Short conversations full of copied values: copying has to be learned before all else can be.
+COPYING = Mixture(
+    _WEIGHTS
+    | {
+        "repeat": 10,
+        "spell": 14,
+        "stated facts": 9,
+        "json": 10,
+        "memory": 8,
+        "tools": 3,
+        "story": 0.5,
+        "self": 1,
+        "fallback": 1,
+        "greeting": 2,
+    },
+    (85, 15, 0, 0),
+    0.0,
+)
+# The last phases give most to what is learned last.
+FINAL = Mixture(_WEIGHTS | {"self": 4, "fallback": 4, "story": 4, "tools": 12}, (55, 25, 12, 8), 0.01)
+_SYSTEMS = (
+    "You are a helpful assistant.",
+    "You are a friendly assistant.",
+    "Answer briefly.",
+    "Be kind and helpful.",
+    "You are an AI assistant.",
+    "You are the demo model of quire. Be brief.",
+    "Help the user.",
+    "",
+)
 _LONG_EPISODES = (8, 22)
 
 
@@ -59,13 +110,13 @@ def long_memory(s: Source, fillers: int) -> Episode:
     return replace(episode, task="long memory", values=s.take_drawn())
 
 
-def make_conversation(rng: random.Random, weights: Mapping[str, float]) -> Conversation:
+def make_conversation(rng: random.Random, mixture: Mixture) -> Conversation:
     """Returns one training conversation of one or more episodes."""
     s = Source(rng, "train")
-    if s.chance(_LONG_SHARE):
+    if s.chance(mixture.long_share):
         return _join(s, [long_memory(s, rng.randrange(*_LONG_EPISODES))])
-    names, shares = list(weights), list(weights.values())
-    tasks = rng.choices(names, shares, k=rng.choices((1, 2, 3, 4), (45, 30, 15, 10))[0])
+    names, shares = list(mixture.weights), list(mixture.weights.values())
+    tasks = rng.choices(names, shares, k=rng.choices((1, 2, 3, 4), mixture.lengths)[0])
     if "tools" in tasks:
         return _with_tools(s, [t for t in tasks if t != "tools"][:1])
     # Nothing may have been told before the question on what was not told.

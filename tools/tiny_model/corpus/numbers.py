@@ -10,36 +10,72 @@ from tools.tiny_model.corpus.types import Answer, Episode, assistant, user
 from tools.tiny_model.heldout import split_of_text
 
 _COUNT_UP = (
-    "Count from {a} to {b}.", "Please count from {a} to {b}.", "Can you count from {a} to {b}?",
-    "Count up from {a} to {b}.", "Write the numbers from {a} to {b}.", "List all numbers from {a} to {b}.",
-    "Count {a} to {b}", "Numbers from {a} to {b}, please.", "Start at {a} and count to {b}.",
+    "Count from {a} to {b}.",
+    "Please count from {a} to {b}.",
+    "Can you count from {a} to {b}?",
+    "Count up from {a} to {b}.",
+    "Write the numbers from {a} to {b}.",
+    "List all numbers from {a} to {b}.",
+    "Count {a} to {b}",
+    "Numbers from {a} to {b}, please.",
+    "Start at {a} and count to {b}.",
 )
 _COUNT_TO = ("Count to {b}.", "Can you count to {b}?", "Please count up to {b}.", "Count to {b} for me.")
 _COUNT_DOWN = (
-    "Count down from {a} to {b}.", "Count backwards from {a} to {b}.",
-    "Please count backwards from {a} to {b}.", "Can you count down from {a} to {b}?",
+    "Count down from {a} to {b}.",
+    "Count backwards from {a} to {b}.",
+    "Please count backwards from {a} to {b}.",
+    "Can you count down from {a} to {b}?",
 )
 _SUM = (
-    "What is {a} + {b}?", "What is {a} plus {b}?", "{a} + {b}", "{a} + {b} = ?", "{a}+{b}", "{a}+{b}=?",
-    "What's {a} + {b}?", "What's {a} plus {b}?", "Add {a} and {b}.", "Please add {a} and {b}.",
-    "Calculate {a} + {b}.", "Compute {a} + {b}.", "How much is {a} + {b}?", "How much is {a} plus {b}?",
-    "Can you add {a} and {b}?", "{a} plus {b}?", "What is the sum of {a} and {b}?",
-    "Find the sum of {a} and {b}.", "I have {a} apples and get {b} more. How many do I have?",
-    "I have {a} coins and find {b} more. How many are there now?", "Add {b} to {a}.", "Solve {a} + {b}.",
+    "What is {a} + {b}?",
+    "What is {a} plus {b}?",
+    "{a} + {b}",
+    "{a} + {b} = ?",
+    "{a}+{b}",
+    "{a}+{b}=?",
+    "What's {a} + {b}?",
+    "What's {a} plus {b}?",
+    "Add {a} and {b}.",
+    "Please add {a} and {b}.",
+    "Calculate {a} + {b}.",
+    "Compute {a} + {b}.",
+    "How much is {a} + {b}?",
+    "How much is {a} plus {b}?",
+    "Can you add {a} and {b}?",
+    "{a} plus {b}?",
+    "What is the sum of {a} and {b}?",
+    "Find the sum of {a} and {b}.",
+    "I have {a} apples and get {b} more. How many do I have?",
+    "I have {a} coins and find {b} more. How many are there now?",
+    "Add {b} to {a}.",
+    "Solve {a} + {b}.",
 )
 _SORT = (
-    "Sort these numbers: {x}", "Sort the numbers {x}.", "Put these numbers in order: {x}",
-    "Please sort {x}.", "Sort {x}", "Sort from smallest to largest: {x}", "Order these numbers: {x}",
-    "Arrange these numbers in ascending order: {x}", "Can you sort these numbers? {x}",
-    "Sort this list: {x}", "Sort this list of numbers: {x}",
+    "Sort these numbers: {x}",
+    "Sort the numbers {x}.",
+    "Put these numbers in order: {x}",
+    "Please sort {x}.",
+    "Sort {x}",
+    "Sort from smallest to largest: {x}",
+    "Order these numbers: {x}",
+    "Arrange these numbers in ascending order: {x}",
+    "Can you sort these numbers? {x}",
+    "Sort this list: {x}",
+    "Sort this list of numbers: {x}",
 )
 _SORT_DOWN = (
-    "Sort from largest to smallest: {x}", "Sort these numbers in descending order: {x}",
-    "Sort these numbers from largest to smallest: {x}", "Put these numbers in descending order: {x}",
+    "Sort from largest to smallest: {x}",
+    "Sort these numbers in descending order: {x}",
+    "Sort these numbers from largest to smallest: {x}",
+    "Put these numbers in descending order: {x}",
 )
 _COMPARE = (
-    "Which is larger, {a} or {b}?", "Which number is bigger, {a} or {b}?", "What is larger: {a} or {b}?",
-    "Is {a} or {b} larger?", "Which is greater, {a} or {b}?",
+    "Which is larger, {a} or {b}?",
+    "Which number is bigger, {a} or {b}?",
+    "What is larger: {a} or {b}?",
+    "Is {a} or {b} larger?",
+    "Which is greater, {a} or {b}?",
 )
 
 
@@ -69,10 +105,7 @@ def worked_sum(a: int, b: int) -> str:
     if a < 10 and b < 10:
         return f"{a} + {b} = {a + b}"
     tens, ones = (a // 10 * 10, b // 10 * 10), (a % 10, b % 10)
-    return (
-        f"{tens[0]} + {tens[1]} = {sum(tens)}, {ones[0]} + {ones[1]} = {sum(ones)}, "
-        f"so {a} + {b} = {a + b}"
-    )
+    return f"{tens[0]} + {tens[1]} = {sum(tens)}, {ones[0]} + {ones[1]} = {sum(ones)}, so {a} + {b} = {a + b}"
 
 
 def add(s: Source) -> Episode:

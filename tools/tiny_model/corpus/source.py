@@ -7,7 +7,8 @@ a record of what was drawn. Does not know: the tasks.
 from __future__ import annotations
 
 import random
-from typing import Callable, Sequence, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from tools.tiny_model import words
 from tools.tiny_model.corpus.types import HeldValue

@@ -1,0 +1,33 @@
+"""What a page is on the host: an index, a state and, once published, the tokens it answers for. No bytes here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class PageState(StrEnum):
+    """Where a page is; every page is in exactly one state."""
+
+    FREE = "free"
+    """Holds nothing that could be reused."""
+    CACHED = "cached"
+    """Nobody holds it, but it is published: a prefix hit revives it, an allocation may evict it."""
+    USED = "used"
+    """At least one page table holds it, or a copy of this step reads it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PublishedPage:
+    """A full page that other requests may find: its place in the chain of keys and the tokens it stands for."""
+
+    page: int
+    key: bytes
+    parent_key: bytes
+    token_ids: tuple[int, ...]
+    """Exactly `page_size` tokens; compared on every hit, so that a key alone never decides."""
+
+
+def pages_for(num_tokens: int, page_size: int) -> int:
+    """Pages that `num_tokens` tokens need."""
+    return -(-num_tokens // page_size)

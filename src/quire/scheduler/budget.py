@@ -1,0 +1,62 @@
+"""How much one step may compute: the operator's limits and the token budget of a single step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quire.base.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerLimits:
+    """The scheduler's slice of the resolved configuration."""
+
+    max_num_seqs: int
+    """Rows: requests that run at once."""
+    max_num_batched_tokens: int
+    """Tokens one step computes."""
+    max_prefill_tokens_mixed: int
+    """Tokens of prefill in a step that also decodes; bounds the decoding requests' inter-token time."""
+    max_model_len: int
+    """Prompt and output of one request, in tokens."""
+    policy: str = "priority"
+    """A name known to `queues.register_policy`."""
+    priority_ageing_seconds: float = 30.0
+    """Waiting this long is worth one level of priority."""
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which nothing could ever run."""
+        for name in ("max_num_seqs", "max_num_batched_tokens", "max_prefill_tokens_mixed", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if not self.priority_ageing_seconds > 0:
+            raise ConfigError(f"priority_ageing_seconds must be above 0, found {self.priority_ageing_seconds}")
+
+
+class TokenBudget:
+    """The tokens left in one step.
+
+    A request that needs one token decodes; one that needs more prefills (or recomputes). Every decode's token is set
+    aside before prefill gets any, and next to decodes prefill is capped. Prefill keeps at least one token, so that the
+    request at the head always advances.
+    """
+
+    __slots__ = ("prefill", "tokens")
+
+    def __init__(self, limits: SchedulerLimits, num_decodes: int) -> None:
+        self.tokens = limits.max_num_batched_tokens
+        self.prefill = self.tokens
+        if num_decodes:
+            self.prefill = max(1, min(limits.max_prefill_tokens_mixed, self.tokens - num_decodes))
+
+    def offer(self, num_wanted: int) -> int:
+        """How many of the tokens a request wants it can have."""
+        if num_wanted > 1:
+            return min(num_wanted, self.tokens, self.prefill)
+        return 1 if self.tokens else 0
+
+    def take(self, num_tokens: int, num_wanted: int) -> None:
+        """Spend `num_tokens` on a request that wanted `num_wanted`."""
+        self.tokens -= num_tokens
+        if num_wanted > 1:
+            self.prefill -= num_tokens

@@ -1,0 +1,78 @@
+"""What a step's answer does to a request: its pages are published, its tokens appended, and one may be its last.
+
+Knows tokens, stops and metrics; who leaves and what becomes of rows and pages then is the scheduler's.
+"""
+
+from __future__ import annotations
+
+from quire.base.outputs import FinishReason, TokenLogprobs, TokenOutput
+from quire.base.request import Request, RequestStatus
+from quire.base.step import SampledTokens, SchedulerOutput
+from quire.cache.manager import KVCacheManager
+
+
+def stop_at(request: Request, token_id: int) -> tuple[FinishReason | None, int | None]:
+    """Whether the request ends with its latest token `token_id`: (finish reason, stop reason)."""
+    num_output_tokens = request.num_output_tokens
+    if num_output_tokens >= request.params.min_tokens:
+        if token_id in request.eos_token_ids:
+            return FinishReason.STOP, None
+        if token_id in request.stop_token_ids:
+            return FinishReason.STOP, token_id
+    if num_output_tokens >= request.max_tokens:
+        return FinishReason.LENGTH, None
+    return None, None
+
+
+class Collector:
+    """Takes the device's answer apart, row by row."""
+
+    def __init__(self, cache: KVCacheManager) -> None:
+        self.generation_tokens = 0
+        self._cache = cache
+        self._prompt_logprobs: dict[Request, list[TokenLogprobs]] = {}
+
+    def collect(
+        self, request: Request, work: SchedulerOutput, sampled: SampledTokens, *, position: int, now: float
+    ) -> TokenOutput | None:
+        """Enter row `position` of the answer into its request; None when the row brought no token.
+
+        The output has its finish reason when a token ended the request; the request itself is not ended here.
+        """
+        start, num_tokens = work.starts[position], work.num_scheduled[position]
+        if request.status is RequestStatus.RUNNING:  # a preempted one has lost the pages, not the token
+            self._cache.commit(request, start + num_tokens)
+        entries = sampled.prompt_logprobs.get(position)
+        if entries is not None and request.num_output_tokens == 0:
+            gathered = self._prompt_logprobs.setdefault(request, [])
+            if start <= len(gathered):  # a chunk computed again after preemption brings what is there already
+                gathered += entries[len(gathered) - start :]
+        token_ids = sampled.token_ids[position]
+        if not token_ids:
+            return None
+        output = self._append(request, token_ids, now)
+        logprobs = sampled.logprobs[position] if sampled.logprobs is not None else None
+        output.logprobs = logprobs[: len(output.token_ids)] if logprobs is not None else None
+        return output
+
+    def forget(self, request: Request) -> None:
+        """Drop what was gathered for a request that ended."""
+        self._prompt_logprobs.pop(request, None)
+
+    def _append(self, request: Request, token_ids: list[int], now: float) -> TokenOutput:
+        """Append tokens until one ends the request; those behind it are dropped."""
+        metrics = request.metrics
+        output = TokenOutput(request_id=request.request_id, index=request.index, token_ids=[])
+        if request.num_output_tokens == 0:
+            metrics.first_token_time = now
+            output.num_cached_tokens = request.num_cached_tokens
+            output.prompt_logprobs = self._prompt_logprobs.pop(request, None)
+        metrics.last_token_time = now
+        for token_id in token_ids:
+            request.token_ids.append(token_id)
+            output.token_ids.append(token_id)
+            output.finish_reason, output.stop_reason = stop_at(request, token_id)
+            if output.finish_reason is not None:
+                break
+        self.generation_tokens += len(output.token_ids)
+        return output

@@ -1,0 +1,153 @@
+"""Who runs in the next step: extend what runs, then admit what waits. The policy of the scheduler, and no bookkeeping.
+
+Head-of-line rule: the waiting request that is first in order is admitted first, and while it does not fit nobody behind
+it is. Whatever runs ends at some time and then it fits, so long requests are not starved by short ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from quire.base.request import Request, RequestStatus
+from quire.base.step import SchedulerOutput
+from quire.cache.manager import Allocation, KVCacheManager
+from quire.cache.page import pages_for
+from quire.scheduler.budget import SchedulerLimits, TokenBudget
+from quire.scheduler.decision import Decision
+from quire.scheduler.roster import Roster
+
+RUNNING_PER_SPARE_PAGE = 4
+"""One page stays free for so many running requests when another is admitted: they will soon need it, and admitting into
+the last page only to preempt a moment later is work lost."""
+
+
+class Planner:
+    """Makes the decision of one step over the roster and the cache."""
+
+    def __init__(
+        self, limits: SchedulerLimits, cache: KVCacheManager, *, roster: Roster, clock: Callable[[], float]
+    ) -> None:
+        self.num_preemptions = 0
+        self.num_prompt_tokens = 0  # computed since the start: neither cached nor shared by a fork
+        self.num_recomputed_tokens = 0
+        self._limits = limits
+        self._cache = cache
+        self._roster = roster
+        self._clock = clock
+        self._lost: dict[Request, int] = {}  # tokens a preempted request had computed
+
+    def begin(self, step: int) -> Decision:
+        """An empty decision with the step's token budget."""
+        running = self._roster.running
+        num_decodes = sum([len(r.token_ids) + r.num_in_flight - r.num_computed_tokens == 1 for r in running])
+        work = SchedulerOutput(step=step, rows=[], starts=[], num_scheduled=[], samples=[])
+        return Decision(work=work, budget=TokenBudget(self._limits, num_decodes))
+
+    def extend(self, decision: Decision) -> None:
+        """Give running requests their next tokens, first in order first; those behind make room if pages run out."""
+        running, budget = self._roster.running, decision.budget
+        position = 0
+        while position < len(running):  # preemption only ever shortens the part still ahead
+            request = running[position]
+            position += 1
+            num_known = len(request.token_ids) + request.num_in_flight
+            num_wanted = num_known - request.num_computed_tokens
+            num_tokens = budget.offer(num_wanted)
+            # With its limit reached by tokens known and in flight, only the host's answer is awaited.
+            if num_tokens and num_known < request.num_prompt_tokens + request.max_tokens:
+                target = request.num_computed_tokens + num_tokens
+                allocation = self._cache.allocate(request, target) or self._make_room(decision, request, target)
+                if allocation is not None:
+                    budget.take(num_tokens, num_wanted)
+                    decision.extend(request, num_tokens, allocation)
+            if num_wanted > num_tokens:
+                decision.num_reserved_pages += self._num_pages_to_come(request)
+
+    def admit(self, decision: Decision) -> None:
+        """Start waiting requests in order while tokens, rows and pages allow."""
+        roster = self._roster
+        while roster.waiting and roster.has_free_row and not decision.is_short_of_pages:
+            if not self._start(decision, roster.waiting.peek()):
+                return
+
+    def forget(self, request: Request) -> None:
+        """Drop what is remembered of a request that ended."""
+        self._lost.pop(request, None)
+
+    def _make_room(self, decision: Decision, request: Request, num_tokens: int) -> Allocation | None:
+        """Preempt requests behind this one, least computed work first, if that frees enough; else it waits a step.
+
+        Only requests behind in order are preempted, so the first one always advances, and nothing scheduled in this
+        step is taken back.
+        """
+        decision.is_short_of_pages = True
+        running = self._roster.running
+        behind = running[running.index(request) + 1 :]
+        behind.reverse()  # the youngest of equals goes first; sorting keeps that
+        behind.sort(key=lambda victim: victim.num_computed_tokens)
+        victims = self._cache.relief(request, num_tokens, behind)
+        for victim in victims:
+            self._preempt(victim)
+        return self._cache.allocate(request, num_tokens) if victims else None
+
+    def _preempt(self, victim: Request) -> None:
+        """Take the victim's pages and row; it keeps its tokens, one in flight too, and computes them again later."""
+        self._lost[victim] = max(victim.num_computed_tokens, self._lost.get(victim, 0))
+        self._cache.free(victim)
+        self._roster.send_back(victim)
+        victim.num_computed_tokens = 0
+        victim.metrics.num_preemptions += 1
+        self.num_preemptions += 1
+
+    def _start(self, decision: Decision, request: Request) -> bool:
+        """Start the request at the head of the queue, if the budget has a token and its whole prefill has pages."""
+        if request.num_in_flight:  # preempted a moment ago; its last token arrives with the step under way
+            return False
+        cache, parent, num_spare = self._cache, self._fork_parent(request), self._num_spare_pages(decision)
+        if parent is not None:
+            hit, num_done, cost = None, request.num_prompt_tokens - 1, 1  # the page the last prompt token is in
+        else:
+            hit = cache.match(request)
+            if hit.source is not None and cache.cost(request.num_tokens, hit) > num_spare:
+                hit = hit.without_source()  # holding the source while it is copied may be the page too many
+            num_done, cost = hit.num_tokens, cache.cost(request.num_tokens, hit)
+        num_wanted = request.num_tokens - num_done
+        num_tokens = decision.budget.offer(num_wanted)
+        if not num_tokens or cost > num_spare:
+            return False
+        if parent is not None:
+            cache.fork(parent, request)
+        allocation = cache.allocate(request, num_done + num_tokens, hit)
+        assert allocation is not None, "the cache refused what it had said would fit"
+        self._roster.start_next()
+        self._note_start(request, num_done, num_cached=hit.num_tokens if hit is not None else 0)
+        decision.budget.take(num_tokens, num_wanted)
+        decision.start(request, num_tokens, page_ids=cache.table(request), allocation=allocation)
+        decision.num_reserved_pages += self._num_pages_to_come(request)
+        return True
+
+    def _note_start(self, request: Request, num_done: int, *, num_cached: int) -> None:
+        metrics = request.metrics
+        if metrics.num_preemptions == 0:
+            metrics.first_scheduled_time = self._clock()
+            metrics.num_cached_tokens = request.num_cached_tokens = num_cached
+            self.num_prompt_tokens += request.num_prompt_tokens - num_done
+        num_again = max(0, self._lost.pop(request, 0) - num_done)
+        metrics.num_recomputed_tokens += num_again
+        self.num_recomputed_tokens += num_again
+
+    def _num_spare_pages(self, decision: Decision) -> int:
+        """Available pages that neither started prefills nor the next steps of running requests are counting on."""
+        headroom = len(self._roster.running) // RUNNING_PER_SPARE_PAGE
+        return self._cache.pool.num_available - decision.num_reserved_pages - headroom
+
+    def _fork_parent(self, request: Request) -> Request | None:
+        """Sample 0 of a sample that never ran, if its pages hold the whole prompt now."""
+        parent = self._roster.parents.get(request)
+        if parent is None or parent.status is not RequestStatus.RUNNING:
+            return None
+        return parent if self._cache.tables[parent].num_committed >= request.num_prompt_tokens else None
+
+    def _num_pages_to_come(self, request: Request) -> int:
+        """Pages the request's known tokens need beyond those it holds."""
+        return max(0, pages_for(request.num_tokens, self._cache.page_size) - len(self._cache.table(request)))

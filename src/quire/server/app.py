@@ -1,0 +1,95 @@
+"""The ASGI app: routes, and the layers around them.
+
+From the outside in: request log and last catch, CORS, keys and Host names, the prefix, error handlers, routes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import quire
+from quire.base.config import ServerConfig
+from quire.base.errors import ConfigError
+from quire.server import openapi
+from quire.server.auth import GuardMiddleware
+from quire.server.errors import install_handlers
+from quire.server.metrics import ServerMetrics
+from quire.server.request_log import RequestLogMiddleware
+from quire.server.routes import chat, completions, models, status, tokens
+from quire.server.state import ServerState
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+
+_GROUPS = (chat, completions, models, tokens, status)
+_EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"]
+
+
+class PrefixMiddleware:
+    """Answers every route under `root_path`, and without it for proxies that strip it."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self.app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tell the router where its paths begin."""
+        scope["root_path"] = self._root_path
+        await self.app(scope, receive, send)
+
+
+def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
+    """An app that serves `engine`; with None it says that it is loading until `attach_engine`.
+
+    Raises:
+        ConfigError: `disabled_routes` names a route that does not exist.
+    """
+    metrics = ServerMetrics(compat=config.metrics_compat == "vllm")
+    app = FastAPI(
+        title="quire",
+        version=quire.__version__,
+        # FastAPI's pages load scripts from elsewhere, which has no place on a server that holds keys.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.quire = ServerState(config=config, metrics=metrics)
+    _add_routes(app.router, config)
+    install_handlers(app)
+    app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
+    app.add_middleware(PrefixMiddleware, root_path=config.root_path)
+    app.add_middleware(GuardMiddleware, config=config)
+    if config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(config.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=_EXPOSED_HEADERS,
+        )
+    app.add_middleware(RequestLogMiddleware, metrics=metrics)
+    if engine is not None:
+        attach_engine(app, engine)
+    return app
+
+
+def attach_engine(app: FastAPI, engine: AsyncEngine) -> None:
+    """Serve this engine from now on."""
+    state: ServerState = app.state.quire
+    state.attach(engine)
+
+
+def _add_routes(router: APIRouter, config: ServerConfig) -> None:
+    """Register every route that is not disabled."""
+    for group in _GROUPS:
+        group.add_routes(router)
+    known = {route.path: route for route in router.routes if isinstance(route, APIRoute)}
+    for path in config.disabled_routes:
+        if path not in known:
+            raise ConfigError(f"disabled_routes names {path!r}; routes: {', '.join(known)}")
+        router.routes.remove(known[path])

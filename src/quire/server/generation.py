@@ -1,0 +1,104 @@
+"""One HTTP request's way through the engine: its prompts queued together, their outputs merged, their ends ensured."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quire.base.errors import OverloadedError
+from quire.base.outputs import RequestOutput
+from quire.base.sampling import SamplingParams
+from quire.server.prompts import Prompt
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine, OutputStream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """What all prompts of a request share besides sampling."""
+
+    priority: int = 0
+    timeout: float | None = None
+    """Seconds, queue included; None waits for ever."""
+    cache_salt: str | None = None
+
+
+class Generation:
+    """The engine requests behind one HTTP request. Whatever happens, `close` leaves none of them running."""
+
+    def __init__(self, engine: AsyncEngine, *, prefix: str) -> None:
+        self.engine = engine
+        self.id = f"{prefix}-{uuid.uuid4().hex}"
+        """The response's id; the engine's ids derive from it. No client chooses either (SEC-25)."""
+        self._streams: list[OutputStream] = []
+
+    async def submit(self, prompts: Sequence[Prompt], params: SamplingParams, options: GenerationOptions) -> None:
+        """Queue every prompt, or none: a refusal raises before anything was sent to the client (REL-10).
+
+        Raises:
+            InvalidRequestError, OverloadedError, EngineDeadError: as the engine says.
+        """
+        try:
+            for index, prompt in enumerate(prompts):
+                stream = await self.engine.submit(
+                    prompt.token_ids,
+                    params,
+                    request_id=f"{self.id}-{index}",
+                    delta=True,
+                    priority=options.priority,
+                    timeout=options.timeout,
+                    cache_salt=options.cache_salt,
+                )
+                self._streams.append(stream)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+        """Deltas with the index of their prompt, as they come, until every prompt ended; raises the engine's errors."""
+        if len(self._streams) == 1:
+            async for output in self._streams[0]:
+                yield 0, output
+            return
+        waiting = {self._start_next(index): index for index in range(len(self._streams))}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    index = waiting.pop(task)
+                    result = task.result()
+                    if result is not None:
+                        waiting[self._start_next(index)] = index
+                        yield index, result
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Leave every engine request; those that have not ended are aborted and free their pages (REL-1)."""
+        for stream in self._streams:
+            await stream.aclose()
+
+    def _start_next(self, index: int) -> asyncio.Task[RequestOutput | None]:
+        return asyncio.create_task(_next(self._streams[index]))
+
+
+async def _next(stream: OutputStream) -> RequestOutput | None:
+    """The next output, None at the end."""
+    return await anext(stream, None)
+
+
+def refuse_when_full(engine: AsyncEngine) -> None:
+    """Refuse while the queue is full, before a prompt is rendered or tokenized for nothing (REL-8).
+
+    Raises:
+        OverloadedError: with the time after which to try again.
+    """
+    waiting, most = engine.stats.num_waiting, engine.info.max_num_waiting
+    if waiting >= most:
+        raise OverloadedError(f"{waiting} requests are waiting, the most allowed (--max-num-waiting); try again later")

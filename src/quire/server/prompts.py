@@ -1,0 +1,186 @@
+"""From a request to token ids: conversations through the chat template, plain prompts as they come.
+
+Rendering and tokenizing happen off the event loop, inside the engine's front (SEC-22).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from quire.base.errors import InvalidRequestError, TemplateError
+from quire.protocol.chat import ROLES, ChatMessage, ChatRequest, Tool
+from quire.protocol.completions import MAX_PROMPTS, CompletionRequest
+from quire.protocol.tokens import TokenizeRequest
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+
+RESERVED_KWARGS = frozenset(
+    {
+        "messages",
+        "conversation",
+        "tools",
+        "functions",
+        "documents",
+        "chat_template",
+        "tokenize",
+        "return_dict",
+        "return_tensors",
+        "return_assistant_tokens_mask",
+        "padding",
+        "truncation",
+        "max_length",
+        "tokenizer_kwargs",
+        "add_generation_prompt",
+        "continue_final_message",
+    }
+)
+"""Template arguments that have a field of their own or would change what rendering does (SEC-21)."""
+
+_TEXT_PARTS = ("text", "refusal")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, ready for the engine; `text` is what `echo` repeats, None when nobody will ask."""
+
+    token_ids: list[int]
+    text: str | None = None
+
+
+async def chat_prompt(engine: AsyncEngine, request: ChatRequest) -> Prompt:
+    """A conversation as token ids; raises InvalidRequestError, TemplateError for models without a template (S53)."""
+    text = await render(engine, request, tools=tools_of(request))
+    token_ids = await engine.tokenize(text, add_special_tokens=bool(request.add_special_tokens))
+    return Prompt(truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len))
+
+
+async def completion_prompts(engine: AsyncEngine, request: CompletionRequest) -> list[Prompt]:
+    """The prompts of a completion request in order; raises InvalidRequestError."""
+    adds_special = request.add_special_tokens is not False
+    prompts = []
+    for prompt in split_prompts(request.prompt):
+        if isinstance(prompt, str):
+            token_ids = await engine.tokenize(prompt, add_special_tokens=adds_special)
+        else:
+            token_ids = prompt
+        kept = truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len)
+        is_whole_text = isinstance(prompt, str) and kept is token_ids
+        prompts.append(Prompt(kept, prompt if is_whole_text and isinstance(prompt, str) else None))
+    return prompts
+
+
+def split_prompts(prompt: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
+    """The prompts in a `prompt` field: one text, one list of ids, or a list of either kind, not mixed.
+
+    Raises:
+        InvalidRequestError: mixed kinds, or more than MAX_PROMPTS.
+    """
+    if isinstance(prompt, str):
+        return [prompt]
+    ids = [item for item in prompt if isinstance(item, int)]
+    if len(ids) == len(prompt):
+        return [ids]
+    if ids:
+        raise InvalidRequestError("prompt mixes token ids with texts or lists; send one kind", param="prompt")
+    if len(prompt) > MAX_PROMPTS:
+        raise InvalidRequestError(f"prompt takes at most {MAX_PROMPTS} prompts, found {len(prompt)}", param="prompt")
+    return [item for item in prompt if not isinstance(item, int)]
+
+
+def truncated(token_ids: list[int], keep: int | None, longest: int) -> list[int]:
+    """The last `keep` ids where a request asked for truncation (S75); raises InvalidRequestError."""
+    if keep is None:
+        return token_ids
+    if not 1 <= keep <= longest:
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens must be from 1 to {longest} (the model's length), found {keep}",
+            param="truncate_prompt_tokens",
+        )
+    return token_ids if len(token_ids) <= keep else token_ids[-keep:]
+
+
+async def render(
+    engine: AsyncEngine, request: ChatRequest | TokenizeRequest, *, tools: list[dict[str, Any]] | None
+) -> str:
+    """The conversation under the model's chat template.
+
+    Raises:
+        TemplateError: the model has no chat template, or the template refuses the conversation.
+        InvalidRequestError: a role, part or template argument that is not allowed.
+    """
+    if engine.chat_template is None:
+        raise TemplateError(
+            "this model has no chat template, so it serves /v1/completions only; --chat-template gives it one",
+            param="messages",
+        )
+    messages = [to_template_message(message, index) for index, message in enumerate(request.messages or ())]
+    continues = bool(request.continue_final_message)
+    adds_prompt = request.add_generation_prompt if request.add_generation_prompt is not None else not continues
+    if continues and adds_prompt:
+        raise InvalidRequestError(
+            "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
+        )
+    extra = checked_kwargs(request.chat_template_kwargs)
+    text, _ = await engine.render_chat(
+        messages, tools=tools, add_generation_prompt=adds_prompt, continue_final_message=continues, **extra
+    )
+    return text
+
+
+def to_template_message(message: ChatMessage, index: int) -> dict[str, Any]:
+    """A message as templates see it: what the client gave, `content` always there; raises InvalidRequestError."""
+    where = f"messages[{index}]"
+    if message.role not in ROLES:
+        raise InvalidRequestError(
+            f"{where}.role is {message.role[:64]!r}; allowed: {', '.join(ROLES)}", param=f"{where}.role"
+        )
+    if message.audio is not None:
+        raise _unsupported_part(f"{where}.audio", "audio")
+    fields: dict[str, Any] = msgspec.structs.asdict(message)
+    kept = {name: value for name, value in fields.items() if value is not None and name != "annotations"}
+    content = message.content
+    if isinstance(content, list):
+        kept["content"] = [_text_part(part, f"{where}.content[{i}]") for i, part in enumerate(content)]
+    return {"content": None, **kept}
+
+
+def checked_kwargs(kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """A request's template arguments; raises InvalidRequestError for the reserved ones."""
+    for name in kwargs or ():
+        if name in RESERVED_KWARGS or name.startswith("_"):
+            raise InvalidRequestError(
+                f"chat_template_kwargs may not set {name[:64]!r}: it is reserved", param="chat_template_kwargs"
+            )
+    return kwargs or {}
+
+
+def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
+    """The tools to tell the model about, legacy `functions` included; None when there are none."""
+    tools = [*(request.tools or ()), *(Tool("function", function) for function in request.functions or ())]
+    for index, tool in enumerate(tools):
+        if not isinstance(tool.function.get("name"), str):
+            raise InvalidRequestError(f"tools[{index}].function.name must be a string", param="tools")
+    return [msgspec.structs.asdict(tool) for tool in tools] or None
+
+
+def _text_part(part: Any, where: str) -> dict[str, str]:
+    """A text part as templates see it; refusals of earlier turns are text too."""
+    if part.type not in _TEXT_PARTS:
+        raise _unsupported_part(f"{where}.type", part.type)
+    text = part.text if part.type == "text" else part.refusal
+    if text is None:
+        raise InvalidRequestError(f"{where}.{part.type} is required", param=f"{where}.{part.type}")
+    return {"type": "text", "text": text}
+
+
+def _unsupported_part(where: str, kind: str) -> InvalidRequestError:
+    return InvalidRequestError(
+        f"{where}: content of type {kind[:64]!r} is not supported; this model takes text",
+        param=where,
+        code="unsupported_value",
+    )

@@ -1,0 +1,103 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.base.errors import InvalidRequestError
+from quire.base.sampling import SamplingParams
+from quire.protocol.chat import ChatRequest, ChatResponse
+from quire.protocol.decode import RequestDecoder
+from quire.server.chat_reply import ChatReply, ChatReplyOptions
+from quire.server.generation import Generation, GenerationOptions, refuse_when_full
+from quire.server.limits import read_json_body
+from quire.server.openapi import json_operation
+from quire.server.prompts import chat_prompt, tools_of
+from quire.server.reply import ReplyHeader
+from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params, wants_usage
+from quire.server.state import state_of
+from quire.server.stream import EventStream, send_whole
+from quire.server.unsupported import CHAT_HINTS
+
+PATH = "/v1/chat/completions"
+_decoder = RequestDecoder(ChatRequest, hints=CHAT_HINTS)
+
+
+def add_routes(router: APIRouter) -> None:
+    """Register the endpoint."""
+    router.add_api_route(PATH, create_chat_completion, methods=["POST"], **json_operation(ChatRequest, ChatResponse))
+
+
+async def create_chat_completion(request: Request) -> Response:
+    """Continue a conversation, whole or as a stream."""
+    state = state_of(request)
+    engine = state.ready_engine()
+    body = _decoder.decode(await read_json_body(request))
+    model = state.find_model(engine, body.model)
+    _check(body)
+    params = _params(body, engine.info.default_sampling)
+    refuse_when_full(engine)
+    prompt = await chat_prompt(engine, body)
+    generation = Generation(engine, prefix="chatcmpl")
+    reply = ChatReply(
+        ReplyHeader(id=generation.id, created=int(time.time()), model=model, fingerprint=state.fingerprint),
+        ChatReplyOptions(
+            n=params.n,
+            top_logprobs=params.logprobs,
+            includes_usage=wants_usage(body),
+            returns_token_ids=bool(body.return_token_ids),
+        ),
+        engine.tokenizer,
+    )
+    options = GenerationOptions(
+        priority=body.priority or 0, timeout=state.config.request_timeout, cache_salt=body.cache_salt
+    )
+    await generation.submit([prompt], params, options)
+    if body.stream:
+        return EventStream(generation, reply, state)
+    return await send_whole(request, generation, reply, state)
+
+
+def _check(body: ChatRequest) -> None:
+    """Refuse what is understood and cannot be honoured; raises InvalidRequestError."""
+    check_streaming(body)
+    check_count("top_logprobs", body.top_logprobs, MAX_TOP_LOGPROBS)
+    check_count("prompt_logprobs", body.prompt_logprobs, MAX_TOP_LOGPROBS)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
+    if body.response_format is not None and body.response_format.type != "text":
+        raise _unsupported("response_format", f"type {body.response_format.type[:64]!r}", "text")
+    if body.modalities not in (None, [], ["text"]):
+        raise _unsupported("modalities", "anything but text", '["text"]')
+    if body.tools and body.functions:
+        raise InvalidRequestError("send tools or the older functions, not both", param="functions")
+    for name, choice in (("tool_choice", body.tool_choice), ("function_call", body.function_call)):
+        if choice not in (None, "auto", "none"):
+            raise _unsupported(name, "a forced call", "auto, none")
+    if body.parallel_tool_calls is False and tools_of(body):
+        raise _unsupported("parallel_tool_calls", "false", "true")
+
+
+def _unsupported(name: str, found: str, allowed: str) -> InvalidRequestError:
+    message = f"{name}: {found} is not supported; allowed: {allowed}"
+    return InvalidRequestError(message, param=name, code="unsupported_value")
+
+
+def _params(body: ChatRequest, defaults: dict[str, object]) -> SamplingParams:
+    limit = body.max_completion_tokens
+    if limit is not None and limit < 1:
+        raise InvalidRequestError(
+            f"max_completion_tokens must be at least 1, found {limit}", param="max_completion_tokens"
+        )
+    return sampling_params(
+        body,
+        defaults,
+        max_tokens=limit if limit is not None else body.max_tokens,
+        default_max_tokens=None,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        prompt_logprobs=body.prompt_logprobs,
+    )

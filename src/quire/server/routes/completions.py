@@ -1,0 +1,130 @@
+"""`POST /v1/completions`."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.base.errors import InvalidRequestError
+from quire.base.sampling import SamplingParams
+from quire.protocol.completions import CompletionRequest, CompletionResponse
+from quire.protocol.decode import RequestDecoder
+from quire.server.completion_reply import CompletionReply, CompletionReplyOptions
+from quire.server.generation import Generation, GenerationOptions, refuse_when_full
+from quire.server.limits import read_json_body
+from quire.server.openapi import json_operation
+from quire.server.prompts import Prompt, completion_prompts
+from quire.server.reply import ReplyHeader
+from quire.server.sampling import (
+    MAX_COMPLETION_LOGPROBS,
+    MAX_TOP_LOGPROBS,
+    check_count,
+    check_streaming,
+    sampling_params,
+    wants_usage,
+)
+from quire.server.state import state_of
+from quire.server.stream import EventStream, send_whole
+from quire.server.unsupported import COMMON_HINTS
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+
+PATH = "/v1/completions"
+DEFAULT_MAX_TOKENS = 16
+"""OpenAI's default for plain completions."""
+
+_decoder = RequestDecoder(CompletionRequest, hints=COMMON_HINTS)
+
+
+def add_routes(router: APIRouter) -> None:
+    """Register the endpoint."""
+    operation = json_operation(CompletionRequest, CompletionResponse)
+    router.add_api_route(PATH, create_completion, methods=["POST"], **operation)
+
+
+async def create_completion(request: Request) -> Response:
+    """Continue one or many prompts, whole or as a stream."""
+    state = state_of(request)
+    engine = state.ready_engine()
+    body = _decoder.decode(await read_json_body(request))
+    model = state.find_model(engine, body.model)
+    _check(body)
+    params = _params(body, engine.info.default_sampling)
+    refuse_when_full(engine)
+    prompts = await completion_prompts(engine, body)
+    generation = Generation(engine, prefix="cmpl")
+    reply = CompletionReply(
+        ReplyHeader(id=generation.id, created=int(time.time()), model=model, fingerprint=state.fingerprint),
+        _reply_options(body, params),
+        engine.tokenizer,
+        echo_texts=await _echo_texts(engine, prompts, params) if body.echo else [],
+    )
+    options = GenerationOptions(
+        priority=body.priority or 0, timeout=state.config.request_timeout, cache_salt=body.cache_salt
+    )
+    await generation.submit(prompts, params, options)
+    if body.stream:
+        return EventStream(generation, reply, state)
+    return await send_whole(request, generation, reply, state)
+
+
+def _check(body: CompletionRequest) -> None:
+    """Refuse what is understood and cannot be honoured; raises InvalidRequestError."""
+    check_streaming(body)
+    check_count("logprobs", body.logprobs, MAX_COMPLETION_LOGPROBS)
+    check_count("prompt_logprobs", body.prompt_logprobs, MAX_TOP_LOGPROBS)
+    if body.suffix:
+        raise InvalidRequestError("suffix is not supported by this model", param="suffix", code="unsupported_value")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise InvalidRequestError(
+            f"best_of must equal n ({body.n or 1}), found {body.best_of}; ask for more samples with n",
+            param="best_of",
+            code="unsupported_value",
+        )
+
+
+def _params(body: CompletionRequest, defaults: dict[str, object]) -> SamplingParams:
+    """Sampling parameters; scoring a prompt (`echo` with `max_tokens: 0`) draws one token that nobody sees."""
+    echoed = body.logprobs if body.echo else None
+    wanted = [count for count in (echoed, body.prompt_logprobs) if count is not None]
+    return sampling_params(
+        body,
+        defaults,
+        max_tokens=1 if _only_scores(body) else body.max_tokens,
+        default_max_tokens=DEFAULT_MAX_TOKENS,
+        logprobs=body.logprobs,
+        prompt_logprobs=max(wanted) if wanted else None,
+    )
+
+
+def _only_scores(body: CompletionRequest) -> bool:
+    return bool(body.echo) and body.max_tokens == 0
+
+
+def _reply_options(body: CompletionRequest, params: SamplingParams) -> CompletionReplyOptions:
+    return CompletionReplyOptions(
+        n=params.n,
+        logprobs=body.logprobs,
+        echoes=bool(body.echo),
+        generates=not _only_scores(body),
+        includes_usage=wants_usage(body),
+        returns_token_ids=bool(body.return_token_ids),
+        returns_prompt_logprobs=body.prompt_logprobs is not None,
+        skips_special=params.skip_special_tokens,
+    )
+
+
+async def _echo_texts(engine: AsyncEngine, prompts: list[Prompt], params: SamplingParams) -> list[str]:
+    """What `echo` repeats for each prompt: its own text, or that of its ids."""
+    decode = functools.partial(engine.tokenizer.decode, skip_special_tokens=params.skip_special_tokens)
+    return [
+        prompt.text if prompt.text is not None else await asyncio.to_thread(decode, prompt.token_ids)
+        for prompt in prompts
+    ]

@@ -1,0 +1,65 @@
+"""`POST /tokenize` and `POST /detokenize`: what a prompt costs, and what ids say."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from quire.base.errors import InvalidRequestError
+from quire.base.sampling import check_token_ids
+from quire.protocol.decode import RequestDecoder
+from quire.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from quire.server.limits import read_json_body
+from quire.server.openapi import json_operation
+from quire.server.prompts import render
+from quire.server.state import state_of
+
+TOKENIZE_PATH = "/tokenize"
+DETOKENIZE_PATH = "/detokenize"
+_tokenize_decoder = RequestDecoder(TokenizeRequest)
+_detokenize_decoder = RequestDecoder(DetokenizeRequest)
+
+
+def add_routes(router: APIRouter) -> None:
+    """Register the endpoints."""
+    encode = json_operation(TokenizeRequest, TokenizeResponse)
+    decode = json_operation(DetokenizeRequest, DetokenizeResponse)
+    router.add_api_route(TOKENIZE_PATH, tokenize, methods=["POST"], **encode)
+    router.add_api_route(DETOKENIZE_PATH, detokenize, methods=["POST"], **decode)
+
+
+async def tokenize(request: Request) -> Response:
+    """Token ids of a text, or of a conversation under the chat template."""
+    state = state_of(request)
+    engine = state.ready_engine()
+    body = _tokenize_decoder.decode(await read_json_body(request))
+    state.find_model(engine, body.model)
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequestError("send either prompt or messages", param="prompt")
+    adds_special = body.add_special_tokens
+    if body.prompt is not None:
+        text, adds_special = body.prompt, adds_special is not False
+    else:
+        text = await render(engine, body, tools=[msgspec.structs.asdict(tool) for tool in body.tools or ()] or None)
+    token_ids = await engine.tokenize(text, add_special_tokens=bool(adds_special))
+    spelled = [engine.tokenizer.token_text(i) for i in token_ids] if body.return_token_strs else None
+    return _json(TokenizeResponse(len(token_ids), engine.info.max_model_len, token_ids, spelled))
+
+
+async def detokenize(request: Request) -> Response:
+    """Text of token ids, special tokens included."""
+    state = state_of(request)
+    engine = state.ready_engine()
+    body = _detokenize_decoder.decode(await read_json_body(request))
+    state.find_model(engine, body.model)
+    check_token_ids("tokens", body.tokens, engine.info.vocab_rows)
+    text = await asyncio.to_thread(engine.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    return _json(DetokenizeResponse(text))
+
+
+def _json(payload: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(payload), media_type="application/json")

@@ -1,0 +1,251 @@
+"""A server's life: listen, load, serve, drain, exit with a status that tells the supervisor the truth.
+
+The socket is open before the engine loads, so that probes get answers: alive at once, ready once the engine has drawn
+its first token. A signal drains (REL-7), a second one ends at once, and both exit with 0; an engine that dies ends the
+process with 1 (REL-2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import resource
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+from fastapi import FastAPI
+
+from quire.base.config import ServerConfig
+from quire.base.errors import ConfigError
+from quire.server.app import attach_engine, create_app
+from quire.server.auth import MAX_HEADER_BYTES
+from quire.server.state import ServerState
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_TIMEOUT = 90
+"""Seconds an idle connection stays open; pooled clients and proxies give up earlier, at 60 to 75 (REL-18)."""
+
+FLUSH_SECONDS = 5
+"""Time for last events to reach slow clients, once everything has ended."""
+
+POLL_SECONDS = 0.25
+"""How often the engine's health is looked at."""
+
+_BACKLOG = 2048
+_OPEN_FILES = 65536
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def serve(
+    start_engine: Callable[[], Awaitable[AsyncEngine]], config: ServerConfig, *, on_ready: Callable[[str], None]
+) -> int:
+    """Serve until a signal or the engine's end; returns the exit status.
+
+    `on_ready` gets the base URL once requests are taken.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or a setting of the app is wrong.
+        Exception: whatever `start_engine` raises.
+    """
+    app = create_app(None, config)
+    listener = bind(config)
+    _raise_file_limit()
+    if not config.api_key and not is_loopback(config.host):
+        logger.warning(
+            "listening on %s without API keys: whoever reaches this address can use the model; set --api-key",
+            config.host,
+        )
+    with contextlib.closing(listener):
+        return asyncio.run(ServerLife(app, listener, config).run(start_engine, on_ready))
+
+
+def bind(config: ServerConfig) -> socket.socket:
+    """A listening socket at the configured address (port 0 picks a free one); raises ConfigError."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((config.host, config.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; choose another --host or --port"
+        ) from error
+    listener.setblocking(False)
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class ServerLife:
+    """One run of the server on a socket that already listens."""
+
+    def __init__(self, app: FastAPI, listener: socket.socket, config: ServerConfig) -> None:
+        self._app = app
+        self._state: ServerState = app.state.quire
+        self._listener = listener
+        self._config = config
+        self._server = _Server(_uvicorn_config(app))
+        self._first_signal = asyncio.Event()
+        self._second_signal = asyncio.Event()
+
+    async def run(self, start_engine: Callable[[], Awaitable[AsyncEngine]], on_ready: Callable[[str], None]) -> int:
+        """Serve to the end; returns the exit status."""
+        with self._signals_caught():
+            serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+            try:
+                return await self._live(start_engine, on_ready)
+            finally:
+                await self._stop_serving(serving)
+
+    def request_stop(self) -> None:
+        """What a signal does: drain at the first call, end at once at the second."""
+        if self._first_signal.is_set():
+            self._second_signal.set()
+        self._state.is_draining = True
+        self._first_signal.set()
+
+    async def _live(self, start_engine: Callable[[], Awaitable[AsyncEngine]], on_ready: Callable[[str], None]) -> int:
+        engine = await self._loaded(start_engine)
+        if engine is None:
+            return 0
+        try:
+            attach_engine(self._app, engine)
+            on_ready(self.url)
+            if await self._engine_died(engine):
+                logger.critical("the engine stopped: %s; exiting with status 1", engine.failure)
+                return 1
+            await self._drain(engine)
+            return 0
+        finally:
+            await engine.close()
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine reach the server."""
+        host, port = self._listener.getsockname()[:2]
+        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{shown}:{port}{self._config.root_path}"
+
+    async def _loaded(self, start_engine: Callable[[], Awaitable[AsyncEngine]]) -> AsyncEngine | None:
+        """The started engine, or None when a signal came first."""
+        loading = asyncio.ensure_future(start_engine())
+        stopping = asyncio.create_task(self._first_signal.wait())
+        try:
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if loading.done():
+                return loading.result()
+            loading.cancel()
+            # A start that cannot be cancelled midway still hands over an engine, which must not be left running.
+            (result,) = await asyncio.gather(loading, return_exceptions=True)
+            if not isinstance(result, BaseException):
+                await result.close()
+            return None
+        finally:
+            loading.cancel()
+            stopping.cancel()
+
+    async def _engine_died(self, engine: AsyncEngine) -> bool:
+        """Wait for the end of the engine (True) or for a signal (False)."""
+        is_stuck = False
+        while not self._first_signal.is_set():
+            if not engine.is_alive:
+                return True
+            if engine.is_stuck and not is_stuck:
+                logger.error("the engine has work and takes no steps; /health answers 503 (--step-timeout)")
+            is_stuck = engine.is_stuck
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._first_signal.wait(), POLL_SECONDS)
+        return False
+
+    async def _drain(self, engine: AsyncEngine) -> None:
+        """Let open requests end, for at most the configured time or until the second signal."""
+        seconds = self._config.shutdown_timeout
+        logger.info("draining: open requests get %g seconds; a second signal ends them now", seconds)
+        draining = asyncio.create_task(engine.drain(seconds))
+        hurrying = asyncio.create_task(self._second_signal.wait())
+        try:
+            await asyncio.wait((draining, hurrying), return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                draining.result()
+        finally:
+            draining.cancel()
+            hurrying.cancel()
+
+    async def _stop_serving(self, serving: asyncio.Task[None]) -> None:
+        """Close the socket and every connection; streams that ended get a moment to flush."""
+        self._server.should_exit = True
+        self._server.force_exit = self._second_signal.is_set()
+        hurrying = asyncio.create_task(self._second_signal.wait())
+        await asyncio.wait((serving, hurrying), return_when=asyncio.FIRST_COMPLETED)
+        self._server.force_exit = True
+        hurrying.cancel()
+        await serving
+
+    @contextlib.contextmanager
+    def _signals_caught(self) -> Iterator[None]:
+        """Turn signals into `request_stop` while the block runs, where the loop may (the main thread)."""
+        loop = asyncio.get_running_loop()
+        caught = []
+        for number in _SIGNALS:
+            # Only the main thread may take signals; a server in another thread is stopped by its owner.
+            with contextlib.suppress(RuntimeError, ValueError):
+                loop.add_signal_handler(number, self.request_stop)
+                caught.append(number)
+        try:
+            yield
+        finally:
+            for number in caught:
+                loop.remove_signal_handler(number)
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its own signal handling, which would exit before the drain."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to `ServerLife`."""
+        yield
+
+
+def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        # h11 refuses conflicting lengths, bad chunking and stray line ends (SEC-32) and bounds headers.
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_TIMEOUT,
+        timeout_graceful_shutdown=FLUSH_SECONDS,
+    )
+
+
+def _raise_file_limit() -> None:
+    """Allow a thousand streams and more where the soft limit on open files is the usual 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,40 @@
+"""Fields other servers know and this one refuses, each with a reason or a remedy; nothing is ignored silently."""
+
+from __future__ import annotations
+
+_STRUCTURED = "structured output is not available yet"
+_TEMPLATE = "templates come from the operator (--chat-template); use chat_template_kwargs for their arguments"
+_BEAM = "beam search is available in the Python API"
+
+COMMON_HINTS: dict[str, str] = {
+    "guided_json": _STRUCTURED,
+    "guided_regex": _STRUCTURED,
+    "guided_choice": _STRUCTURED,
+    "guided_grammar": _STRUCTURED,
+    "structured_outputs": _STRUCTURED,
+    "regex": _STRUCTURED,
+    "ebnf": _STRUCTURED,
+    "use_beam_search": _BEAM,
+    "beam_width": _BEAM,
+    "length_penalty": _BEAM,
+    "prompt_embeds": "prompts are text or token ids",
+    "request_id": "send it as the header x-request-id",
+    "logit_processors": "custom processors are plugins of the operator",
+    "lora_path": "adapters are not available",
+    "return_tokens_as_token_ids": "use return_token_ids",
+    "best_of": "use n",
+}
+"""For both kinds of completion."""
+
+CHAT_HINTS: dict[str, str] = COMMON_HINTS | {
+    "audio": "this model takes and gives text",
+    "web_search_options": "search belongs in front of the server",
+    "reasoning_effort": "use chat_template_kwargs if the model's template knows it",
+    "chat_template": _TEMPLATE,
+    "documents": "put them into the messages",
+    "echo": "use return_token_ids, or /v1/completions",
+    "mm_processor_kwargs": "this model takes text",
+    "prompt_cache_retention": "cached prefixes live until their pages are needed",
+    "prompt_cache_options": "cached prefixes live until their pages are needed",
+}
+"""For chat."""

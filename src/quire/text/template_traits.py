@@ -1,0 +1,116 @@
+"""What a chat template expects of the messages it is given, read off its syntax tree without running it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from jinja2 import nodes
+
+ToolFormat = Literal["hermes", "llama3_json", "mistral", "pythonic", "none"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateTraits:
+    """The shapes a template can digest."""
+
+    content: Literal["text", "parts", "either"]
+    """Whether message content must be a string, a list of parts, or may be both."""
+    arguments: Literal["object", "text"]
+    """Whether arguments of past tool calls must be an object or JSON text."""
+    knows_developer: bool
+    """Whether the `developer` role means something to it."""
+    tool_format: ToolFormat
+
+
+def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
+    """Read the traits of one template."""
+    return TemplateTraits(
+        content=_content_shape(tree),
+        arguments=_arguments_shape(tree),
+        knows_developer="developer" in source,
+        tool_format=tool_format(source),
+    )
+
+
+def tool_format(source: str) -> ToolFormat:
+    """How the model of a template writes tool calls, told by the marks the template itself writes."""
+    if "[TOOL_CALLS]" in source:
+        return "mistral"
+    if "<tool_call>" in source and "<function=" not in source:
+        return "hermes"
+    if re.search(r"\[\s*func_name\d?\(|\bfunc_name1?\(params", source):
+        return "pythonic"
+    if "<|python_tag|>" in source or ("ipython" in source and '"parameters"' in source):
+        return "llama3_json"
+    return "none"
+
+
+def _content_shape(tree: nodes.Template) -> Literal["text", "parts", "either"]:
+    names = _names_for(tree, "content")
+    if not any(_reads(loop.iter, "content", names) for loop in tree.find_all(nodes.For)):
+        return "text"
+    asks = any(test.name in ("string", "iterable", "mapping", "sequence") for test in tree.find_all(nodes.Test))
+    return "either" if asks else "parts"
+
+
+def _arguments_shape(tree: nodes.Template) -> Literal["object", "text"]:
+    names = _names_for(tree, "arguments")
+    filters = [each for each in tree.find_all(nodes.Filter) if each.name in ("tojson", "items")]
+    as_object = any(_reads(each.node, "arguments", names) for each in filters)
+    as_object = as_object or any(_reads_below(loop.iter, "arguments", names) for loop in tree.find_all(nodes.For))
+    as_object = as_object or any(_reads(test.node, "arguments", names) for test in tree.find_all(nodes.Test))
+    as_text = any(_reads(operand, "arguments", names) for operand in _joined_operands(tree))
+    return "text" if as_text and not as_object else "object"
+
+
+def _joined_operands(tree: nodes.Template) -> Iterator[nodes.Node]:
+    for addition in tree.find_all(nodes.Add):
+        yield from (addition.left, addition.right)
+    # The sandbox turned `a ~ b` into a filter over a tuple, and output stands in Output nodes.
+    for filtered in tree.find_all(nodes.Filter):
+        if filtered.name == "_concat" and isinstance(filtered.node, nodes.Tuple):
+            yield from filtered.node.items
+    for output in tree.find_all(nodes.Output):
+        yield from output.nodes
+
+
+def _names_for(tree: nodes.Template, field: str) -> set[str]:
+    """Variables that are set from a message's `field`, directly or through each other."""
+    names: set[str] = set()
+    pairs = [(a.target.name, a.node) for a in tree.find_all(nodes.Assign) if isinstance(a.target, nodes.Name)]
+    for _ in range(3):
+        names |= {name for name, value in pairs if _reads_below(value, field, names)}
+    return names | _macro_parameters(tree, field, names)
+
+
+def _macro_parameters(tree: nodes.Template, field: str, names: set[str]) -> set[str]:
+    """Parameters of macros that are called with a message's `field`."""
+    macros = {macro.name: [argument.name for argument in macro.args] for macro in tree.find_all(nodes.Macro)}
+    found: set[str] = set()
+    for call in tree.find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name in macros:
+            pairs = zip(macros[call.node.name], call.args, strict=False)
+            found |= {parameter for parameter, value in pairs if _reads(value, field, names)}
+    return found
+
+
+def _reads(node: nodes.Node | None, field: str, names: set[str]) -> bool:
+    """Whether an expression is a message's `field` itself, or a variable that holds it."""
+    if isinstance(node, nodes.Getattr):
+        return bool(node.attr == field)
+    if isinstance(node, nodes.Getitem):
+        if isinstance(node.arg, nodes.Slice):
+            return _reads(node.node, field, names)
+        return isinstance(node.arg, nodes.Const) and node.arg.value == field
+    if isinstance(node, nodes.Filter) and node.name.startswith("_"):
+        return _reads(node.node, field, names)
+    return isinstance(node, nodes.Name) and node.name in names
+
+
+def _reads_below(node: nodes.Node, field: str, names: set[str]) -> bool:
+    if _reads(node, field, names):
+        return True
+    return any(_reads(child, field, names) for child in node.find_all((nodes.Getattr, nodes.Getitem, nodes.Name)))

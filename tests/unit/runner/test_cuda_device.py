@@ -1,0 +1,90 @@
+"""The same runner on a GPU: queued uploads, copies back by event, and the answers of the CPU's tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from quire.base.sampling import SamplingParams
+from quire.runner.device import CudaDevice, select_device
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")]
+
+PROMPTS = [[(7 * i + n) % 61 for i in range(n)] for n in (5, 17, 1, 30)]
+SEEDED = SamplingParams(temperature=1.5, top_p=0.95, max_tokens=64)
+
+
+@pytest.fixture
+def device():
+    return CudaDevice()
+
+
+@pytest.fixture
+def model(model, device):
+    return model.to(device.torch_device)
+
+
+def test_uploads_survive_the_reuse_of_their_pinned_buffers(device):
+    tensors = [device.upload(np.full(1000 + i, i)) for i in range(300)]
+    device.synchronize()
+    assert all(bool((tensor == i).all()) for i, tensor in enumerate(tensors))
+    assert device.upload(np.zeros((3, 0), dtype=np.int64)).shape == (3, 0)
+
+
+def test_a_fetch_waits_for_the_work_before_it(device):
+    big = torch.ones(4000, 4000, device=device.torch_device)
+    for _ in range(20):
+        big = big @ big / 4000
+    copy = device.fetch([big.sum(), big[:2, 0]])
+    assert copy.wait()[0].item() == pytest.approx(16e6)
+    assert copy.is_ready()
+
+
+def test_auto_selects_the_gpu_and_its_memory_is_reported():
+    device = select_device("auto")
+    assert device.name == "cuda"
+    assert device.available_memory() > 2**30
+
+
+def test_prefill_and_decode_match_a_dense_forward(model, solo):
+    """S36, S37"""
+    tokens = list(PROMPTS[1])
+    for _ in range(8):
+        tokens.append(int(model.dense_logits(tokens)[-1].argmax()))
+    assert solo(PROMPTS[1], 8) == tokens[17:]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0.0), SEEDED], ids=["greedy", "seeded"])
+def test_overlapped_launches_equal_solo_runs(make_driver, solo, params):
+    """REL-15: step n+1 is queued before the tokens of step n reach the host."""
+    driver = make_driver()
+    jobs = {driver.add(row, prompt, params, seed=row): prompt for row, prompt in enumerate(PROMPTS)}
+    parts = {job: len(prompt) for job, prompt in jobs.items()}
+    in_flight = (parts, driver.runner.launch(driver.plan(parts)))
+    for _ in range(9):
+        parts = dict.fromkeys(jobs, 1)
+        launched = (parts, driver.runner.launch(driver.plan(parts)))
+        driver.commit(in_flight[0], in_flight[1].wait())
+        in_flight = launched
+    driver.commit(in_flight[0], in_flight[1].wait())
+    for row, (job, prompt) in enumerate(jobs.items()):
+        assert job.output == solo(prompt, 10, params, seed=row)
+
+
+def test_controls_logprobs_and_failures_come_back(make_driver):
+    """REL-15, SEC-35"""
+    driver = make_driver()
+    params = SamplingParams(
+        temperature=0.9, repetition_penalty=1.3, min_p=0.01, logit_bias={3: 2.0}, logprobs=3, prompt_logprobs=1,
+        min_tokens=5, allowed_token_ids=list(range(50)),
+    )
+    job = driver.add(0, PROMPTS[3], params, stop_ids=(1,), bad_words=((2,), (4, 5)))
+    victim = driver.add(1, PROMPTS[1])
+    driver.run([job, victim], 4)
+    assert [len(entry.token_ids) for entry in job.logprobs] == [4] * 4
+    assert len(job.prompt_logprobs) == len(PROMPTS[3]) - 1
+    driver.runner.poison(victim.pages[:1])
+    sampled = driver.step({job: 1, victim: 1})
+    assert list(sampled.failed_rows) == [1]
+    assert len(job.output) == 5
