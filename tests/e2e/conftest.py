@@ -33,11 +33,12 @@ class LiveServer:
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if not self.url and (match := re.search(r"http://[\w.\[\]:]+:\d+", line)):
-                self.url = match.group()
-                self._found_url.set()
+        with self.process.stdout as stdout:
+            for line in stdout:
+                self.lines.append(line)
+                if not self.url and (match := re.search(r"http://[\w.\[\]:]+:\d+", line)):
+                    self.url = match.group()
+                    self._found_url.set()
         self._found_url.set()
 
     @property

@@ -27,12 +27,15 @@ def test_chat_answers(client):
 
 def test_streamed_chat_adds_up_to_the_answer_given_at_once(client):
     """S49, S52: streaming and not are one text."""
-    whole = client.chat.completions.create(model="quire-demo", messages=MESSAGES, seed=7, temperature=0.8)
+    whole = client.chat.completions.create(
+        model="quire-demo", messages=MESSAGES, seed=7, temperature=0.8, max_tokens=48
+    )
     stream = client.chat.completions.create(
         model="quire-demo",
         messages=MESSAGES,
         seed=7,
         temperature=0.8,
+        max_tokens=48,
         stream=True,
         stream_options={"include_usage": True},
     )
@@ -46,7 +49,7 @@ def test_streamed_chat_adds_up_to_the_answer_given_at_once(client):
 
 def test_stream_helper_accumulates_the_final_completion(client):
     """S51: the SDK's own stream accumulator accepts every chunk."""
-    with client.chat.completions.stream(model="quire-demo", messages=MESSAGES, temperature=0) as stream:
+    with client.chat.completions.stream(model="quire-demo", messages=MESSAGES, temperature=0, max_tokens=48) as stream:
         events = list(stream)
         final = stream.get_final_completion()
     assert any(event.type == "content.delta" for event in events)
@@ -55,7 +58,9 @@ def test_stream_helper_accumulates_the_final_completion(client):
 
 def test_raw_response_carries_a_request_id(client):
     """S51: with_raw_response exposes headers, ours among them."""
-    raw = client.chat.completions.with_raw_response.create(model="quire-demo", messages=MESSAGES, temperature=0)
+    raw = client.chat.completions.with_raw_response.create(
+        model="quire-demo", messages=MESSAGES, temperature=0, max_tokens=48
+    )
     assert raw.headers["x-request-id"]
     assert raw.parse().choices[0].message.content
 

@@ -34,7 +34,7 @@ async def engine():
 async def _idle(engine):
     for _ in range(200):
         stats = engine.stats
-        if engine.num_open == stats.num_running == stats.num_waiting == stats.num_used_pages == 0:
+        if len(engine.requests) == stats.num_running == stats.num_waiting == stats.num_used_pages == 0:
             return True
         await asyncio.sleep(0.01)
     return False
@@ -147,7 +147,7 @@ async def test_a_full_queue_refuses_with_a_time_to_wait():
 async def test_draining_refuses_new_requests_and_lets_open_ones_finish(engine):
     """REL-7: in-flight work completes."""
     running = asyncio.create_task(_collect(engine, "story", LONG))
-    while engine.num_open == 0:
+    while not engine.requests:
         await asyncio.sleep(0.005)
     draining = asyncio.create_task(engine.drain(60))
     await asyncio.sleep(0)

@@ -151,7 +151,9 @@ class Harness:
         if changes:
             info = dataclasses.replace(info, config=merged(info.config, changes))
         context = BuildContext(
-            dtype=dtype, device=torch.device("cpu"), attention=select_backend("reference"),
+            dtype=dtype,
+            device=torch.device("cpu"),
+            attention=select_backend("reference"),
             max_model_len=max_model_len,
         )
         return load_model(info, context)

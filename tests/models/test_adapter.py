@@ -137,6 +137,14 @@ def test_windows_that_live_in_a_mask_are_refused_by_the_probe(harness, context):
         build_model(dataclasses.replace(info, config=config), context)
 
 
+def test_what_transformers_cannot_build_is_an_error_of_ours(harness, context):
+    """S27: one cause, named, instead of a traceback from the middle of another library."""
+    info = info_of(harness, "olmo2")
+    broken = dataclasses.replace(info, config=info.config | {"hidden_act": "no_such"})
+    with pytest.raises(UnsupportedModelError, match="no_such"):
+        build_model(broken, context)
+
+
 def test_keys_that_make_transformers_load_code_are_dropped():
     """SEC-5"""
     kernels = ("_attn_implementation", "_attn_implementation_internal", "attn_implementation", "experts_implementation")

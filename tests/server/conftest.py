@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import threading
 import time
+import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -140,7 +141,7 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.chat_template: Any = SimpleNamespace(name="fake")
         self.stats = EngineStats(step=7, num_pages=100, num_used_pages=25, generation_tokens=42)
-        self.observer: Any = None
+        self.requests = types.SimpleNamespace(observer=None)
         self.failure: str | None = None
         self.is_draining = False
         self.is_stuck = False
@@ -218,7 +219,7 @@ class FakeEngine:
             )
             if finished:
                 self.open.discard(request_id)
-            if self.observer is not None:
+            if self.requests.observer is not None:
                 self._observe(step, now - arrival, metrics, finished, prompt, samples)
             yield RequestOutput(
                 request_id=request_id,
@@ -242,11 +243,11 @@ class FakeEngine:
         samples: list[_FakeSample],
     ) -> None:
         if step == 1:
-            self.observer.first_token(seconds)
+            self.requests.observer.first_token(seconds)
         else:
-            self.observer.inter_token(0.001, 1)
+            self.requests.observer.inter_token(0.001, 1)
         if finished:
-            self.observer.finished(
+            self.requests.observer.finished(
                 metrics,
                 prompt_tokens=len(prompt),
                 output_tokens=samples[0].count,

@@ -19,8 +19,8 @@ EMBEDDING_STD = 0.15
 _CONSTANT = 1.2
 _STEER = 0.85
 _BRING = 0.4
-_MATCH = 5.0
-_COPY = 1.5
+_MATCH = 8.0
+_COPY = 2.0
 
 
 def _frequencies(head_dim: int, theta: float) -> Tensor:
@@ -53,7 +53,7 @@ def write_copying(
     group = layers[0]["q"].shape[0] // layers[0]["k"].shape[0]
     frequencies = _frequencies(head_dim, theta)
     # Slow dimensions hardly turn over a sentence, so contents can be compared in them.
-    slow = [i for start in (0, half) for i in range(start + 3 * half // 8, start + half)]
+    slow = [i for start in (0, half) for i in range(start + half // 2, start + half)]
     for kv in range(layers[0]["k"].shape[0] // head_dim):
         keys = slice(kv * head_dim, (kv + 1) * head_dim)
         queries = slice(kv * group * head_dim, kv * group * head_dim + head_dim)

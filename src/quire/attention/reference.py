@@ -83,9 +83,7 @@ class ReferenceAttention:
             raise ValueError(f"{sum(batch.query_lens)} queries but {batch.slot_mapping.shape[0]} slots")
         return ReferencePlan(batch, batch.slot_mapping)
 
-    def run(
-        self, q: Tensor, k: Tensor, v: Tensor, *, kv: Tensor, spec: AttentionSpec, plan: AttentionPlan
-    ) -> Tensor:
+    def run(self, q: Tensor, k: Tensor, v: Tensor, *, kv: Tensor, spec: AttentionSpec, plan: AttentionPlan) -> Tensor:
         """See `AttentionBackend.run`."""
         if not isinstance(plan, ReferencePlan):
             raise TypeError(f"the reference backend was handed a plan of {type(plan).__name__}")
@@ -116,10 +114,13 @@ def _plan_rows(batch: AttentionBatch, window: int | None) -> Iterator[RowPlan]:
             stop = min(done + QUERY_BLOCK, count)
             low = 0 if window is None else max(0, first_query + done - window + 1)
             keys = slice(low - base, first_query + stop - base)
-            blocks.append(QueryBlock(
-                slice(start + done, start + stop), keys,
-                _visible(positions[keys], first_query + done, stop - done, window) if stop - done > 1 else None,
-            ))
+            blocks.append(
+                QueryBlock(
+                    slice(start + done, start + stop),
+                    keys,
+                    _visible(positions[keys], first_query + done, stop - done, window) if stop - done > 1 else None,
+                )
+            )
         yield RowPlan(tables[row, first_page:end_page], positions.float(), tuple(blocks))
         start += count
 

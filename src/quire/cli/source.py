@@ -68,7 +68,7 @@ class LocalSource:
             yield piece
 
     async def _generate(self, prompt: str | dict[str, Any], options: dict[str, Any]) -> AsyncIterator[str]:
-        params = self._engine.default_params(**({"max_tokens": None} | options))
+        params = self._engine.info.default_params(**({"max_tokens": None} | options))
         async for output in self._engine.generate(prompt, params, request_id=uuid.uuid4().hex, delta=True):
             if output.outputs[0].text:
                 yield output.outputs[0].text

@@ -141,7 +141,7 @@ def build_scheduler(info: ModelInfo, resolved: ResolvedConfig) -> Scheduler:
         policy=resolved.scheduling_policy,
         priority_ageing_seconds=resolved.priority_ageing_seconds,
     )
-    return Scheduler(limits, cache, clock=time.monotonic, eos_token_ids=frozenset(info.eos_token_ids))
+    return Scheduler(limits, cache, clock=time.monotonic, eos_token_ids=info.eos_token_ids)
 
 
 def _warm_up(core: EngineCore) -> None:

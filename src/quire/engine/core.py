@@ -77,7 +77,11 @@ class EngineCore:
         work = self.scheduler.schedule()
         launched = (work, self._launch(work)) if work else None
         previous, self._in_flight = self._in_flight, launched
-        return self._commit(*previous) if previous else self._take_ended()
+        outputs = self._commit(*previous) if previous else self._take_ended()
+        if launched and isinstance(launched[1], FailedLaunch):  # its rows and pages are unknown to the device: no step
+            self._in_flight = None  # may build on it
+            outputs += self._commit(*launched)
+        return outputs
 
     @property
     def has_work(self) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from quire.base.outputs import RequestMetrics
+from quire.base.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,10 @@ class EngineInfo:
     """Every decided setting, for the log and `/server_info`."""
     ledger: tuple[str, ...] = ()
     """The start-up's phases with their times, and the memory arithmetic, as lines to print."""
+
+    def default_params(self, **given: Any) -> SamplingParams:
+        """Sampling parameters from the model's own defaults with `given` on top; raises InvalidRequestError."""
+        return SamplingParams(**{**self.default_sampling, **given})
 
 
 class EngineObserver(Protocol):

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from quire.base import errors
 from quire.base.config import BUILTIN_MODEL, EngineConfig
-from quire.base.errors import EngineDeadError, InvalidRequestError, QuireError
+from quire.base.errors import EngineDeadError, InvalidRequestError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import BeamSearchOutput, RequestOutput
 from quire.base.sampling import BeamSearchParams, SamplingParams, as_list_of_params
@@ -19,6 +19,7 @@ from quire.engine.beam import beam_search
 from quire.engine.build import build_core
 from quire.engine.collector import RequestCollector
 from quire.engine.messages import AbortMessage, AddMessage
+from quire.engine.open_requests import failure_of
 from quire.engine.requests import Prompt, RequestOptions, RequestPreparer
 from quire.text.chat import ChatTemplate
 from quire.text.messages import to_template_messages
@@ -52,7 +53,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """Sampling as the checkpoint's generation_config.json sets it."""
-        return self._preparer.default_params()
+        return self.info.default_params()
 
     @property
     def stats(self) -> EngineStats:
@@ -167,8 +168,8 @@ class LLM:
                 continue
             if collector.push(output):
                 stopped.append((output.request_id, output.index))
-            if collector.error is not None:
-                raise _error_of(collector)
+            if (failure := failure_of(collector.error)) is not None:
+                raise failure
             if collector.is_finished:
                 del open_requests[output.request_id]
                 bar.update()
@@ -184,9 +185,3 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if items and all(isinstance(item, int) for item in items):
         return [items]  # type: ignore[list-item]
     return items  # type: ignore[return-value]
-
-
-def _error_of(collector: RequestCollector) -> QuireError:
-    failed = collector.error
-    cls = getattr(errors, (failed.error_kind if failed else None) or "", errors.StepError)
-    return cls(failed.error if failed else "the request failed")

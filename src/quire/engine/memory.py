@@ -11,7 +11,7 @@ from typing import Any
 
 from quire.base.errors import ConfigError
 from quire.models.info import ModelInfo
-from quire.runner.sizing import kv_bytes, page_bytes, pages_for, row_bytes
+from quire.runner.sizing import page_bytes, pages_for, row_bytes
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _AUTO_SHARE = 0.5
@@ -20,11 +20,18 @@ ours alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepLimits:
-    """What one step may hold; part of the resolved configuration."""
+class MemoryRequest:
+    """What is to be fitted: how much one step may hold, in which precision, and what was asked for."""
 
     max_num_seqs: int
     max_num_batched_tokens: int
+    dtype: str
+    kv_dtype: str
+    page_size: int
+    max_model_len: int | None = None
+    """Tokens; None takes the longest that fits."""
+    kv_budget: int | None = None
+    """Bytes for KV pages; None takes what full concurrency can use, within a share of what is free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,43 +77,37 @@ class MemoryPlan:
         ]
 
 
-def plan_memory(
-    info: ModelInfo,
-    limits: StepLimits,
-    *,
-    dtype: str,
-    kv_dtype: str,
-    page_size: int,
-    max_model_len: int | None,
-    kv_budget: int | None,
-    free_bytes: int,
-) -> MemoryPlan:
-    """Decide the number of pages and, when `max_model_len` is None, the longest length that fits.
+def plan_memory(info: ModelInfo, request: MemoryRequest, *, free_bytes: int) -> MemoryPlan:
+    """Decide the number of pages and, when no length was asked for, the longest length that fits.
 
     Raises:
-        ConfigError: when the model, or `max_model_len`, does not fit, with the numbers and what would fit.
+        ConfigError: when the model, or the length asked for, does not fit, with the numbers and what would fit.
     """
-    weights = info.num_parameters * ITEMSIZE[dtype]
-    wanted_len = max_model_len or info.max_position
-    workspace = workspace_bytes(info, limits, wanted_len)
-    per_page = page_bytes(info.kv_layers, page_size=page_size, itemsize=ITEMSIZE[kv_dtype])
-    rows = row_bytes(max_num_seqs=limits.max_num_seqs, max_model_len=wanted_len, page_size=page_size)
-    left = free_bytes - weights - workspace - rows
-    most_useful = limits.max_num_seqs * pages_for(wanted_len, page_size) * per_page
-    budget = kv_budget if kv_budget is not None else min(most_useful, int(max(0, left) * _AUTO_SHARE))
+    weights = info.num_parameters * ITEMSIZE[request.dtype]
+    wanted_len = request.max_model_len or info.max_position
+    workspace = workspace_bytes(info, request, wanted_len)
+    kv_itemsize = ITEMSIZE[request.kv_dtype]
+    per_page = page_bytes(info.kv_layers, page_size=request.page_size, itemsize=kv_itemsize)
+    rows = row_bytes(max_num_seqs=request.max_num_seqs, max_model_len=wanted_len, page_size=request.page_size)
+    budget = request.kv_budget
+    if budget is None:
+        left = max(0, free_bytes - weights - workspace - rows)
+        most_useful = request.max_num_seqs * pages_for(wanted_len, request.page_size) * per_page
+        budget = min(most_useful, int(left * _AUTO_SHARE))
     num_pages = budget // per_page
+    fitting_len = min(wanted_len, num_pages * request.page_size)
     plan = MemoryPlan(
         weight_bytes=weights,
         workspace_bytes=workspace,
         row_bytes=rows,
-        kv_bytes_per_token=info.kv_bytes_per_token(ITEMSIZE[kv_dtype]),
+        kv_bytes_per_token=info.kv_bytes_per_token(kv_itemsize),
         page_bytes=per_page,
         num_pages=num_pages,
-        page_size=page_size,
-        max_model_len=min(wanted_len, num_pages * page_size) if max_model_len is None else wanted_len,
+        page_size=request.page_size,
+        max_model_len=request.max_model_len or fitting_len,
         free_bytes=free_bytes,
     )
-    _check_fits(plan, wanted_len, is_given=max_model_len is not None)
+    _check_fits(plan, wanted_len, is_given=request.max_model_len is not None)
     return plan
 
 
@@ -130,7 +131,7 @@ def _check_fits(plan: MemoryPlan, wanted_len: int, *, is_given: bool) -> None:
         )
 
 
-def workspace_bytes(info: ModelInfo, limits: StepLimits, max_model_len: int) -> int:
+def workspace_bytes(info: ModelInfo, request: MemoryRequest, max_model_len: int) -> int:
     """Estimate of a step's activations: widest layer tensors in float32 for every token, scores, and logits.
 
     T x (8 E + 3 F) + H x 64 x L + 3 R x V numbers of 4 bytes; the reference attention scores at most a chunk of one
@@ -140,20 +141,15 @@ def workspace_bytes(info: ModelInfo, limits: StepLimits, max_model_len: int) -> 
     width = _first_int(config, "hidden_size", "n_embd", "d_model")
     mlp = _first_int(config, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", default=4 * width)
     heads = _first_int(config, "num_attention_heads", "n_head", default=1)
-    step = limits.max_num_batched_tokens * (8 * width + 3 * mlp)
-    scores = heads * min(64, limits.max_num_batched_tokens) * max_model_len
-    logits = 3 * limits.max_num_seqs * info.vocab_rows
+    step = request.max_num_batched_tokens * (8 * width + 3 * mlp)
+    scores = heads * min(64, request.max_num_batched_tokens) * max_model_len
+    logits = 3 * request.max_num_seqs * info.vocab_rows
     return 4 * (step + scores + logits)
 
 
 def _first_int(config: dict[str, Any], *keys: str, default: int = 0) -> int:
     values = (config.get(key) for key in keys)
     return next((value for value in values if isinstance(value, int)), default)
-
-
-def allocated_kv_bytes(info: ModelInfo, plan: MemoryPlan, *, kv_dtype: str) -> int:
-    """What the runner will allocate for `plan`; equals `plan.kv_bytes` (S10)."""
-    return kv_bytes(info.kv_layers, num_pages=plan.num_pages, page_size=plan.page_size, itemsize=ITEMSIZE[kv_dtype])
 
 
 def format_bytes(count: int) -> str:

@@ -49,10 +49,6 @@ class RequestPreparer:
         self._tokenizer = tokenizer
         self._numbers = itertools.count()
 
-    def default_params(self, **given: Any) -> SamplingParams:
-        """Sampling parameters from the model's own defaults with `given` on top."""
-        return SamplingParams(**{**self._info.default_sampling, **given})
-
     def encode(self, prompt: Prompt) -> tuple[list[int], str | None]:
         """Token ids of a prompt and its text; raises InvalidRequestError for a prompt of no known form."""
         if isinstance(prompt, Mapping):

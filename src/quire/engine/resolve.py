@@ -12,7 +12,7 @@ from typing import Any
 
 from quire.base.config import EngineConfig
 from quire.base.errors import ConfigError
-from quire.engine.memory import MemoryPlan, StepLimits, plan_memory
+from quire.engine.memory import MemoryPlan, MemoryRequest, plan_memory
 from quire.models.info import ModelInfo
 
 _DEVICE_DEFAULTS = {
@@ -89,20 +89,20 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
     Raises:
         ConfigError: when something asked for cannot be done, naming the setting that would change it.
     """
-    limits = _step_limits(config, facts)
+    max_num_seqs, max_num_batched_tokens = _step_limits(config, facts)
     dtype = facts.auto_dtype if config.model.dtype == "auto" else config.model.dtype
     kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else config.cache.kv_cache_dtype
     _check_model_settings(config, info)
-    memory = plan_memory(
-        info,
-        limits,
+    request = MemoryRequest(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
         dtype=dtype,
         kv_dtype=kv_dtype,
         page_size=config.cache.page_size,
         max_model_len=config.model.max_model_len,
         kv_budget=config.cache.kv_cache_memory_bytes,
-        free_bytes=facts.free_bytes,
     )
+    memory = plan_memory(info, request, free_bytes=facts.free_bytes)
     scheduler = config.scheduler
     mixed = scheduler.max_prefill_tokens_mixed or _DEVICE_DEFAULTS[facts.name]["max_prefill_tokens_mixed"]
     return ResolvedConfig(
@@ -120,9 +120,9 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
         page_size=config.cache.page_size,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         max_model_len=memory.max_model_len,
-        max_num_seqs=limits.max_num_seqs,
-        max_num_batched_tokens=limits.max_num_batched_tokens,
-        max_prefill_tokens_mixed=min(mixed, limits.max_num_batched_tokens),
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_prefill_tokens_mixed=min(mixed, max_num_batched_tokens),
         max_num_waiting=scheduler.max_num_waiting,
         scheduling_policy=scheduler.scheduling_policy,
         priority_ageing_seconds=scheduler.priority_ageing_seconds,
@@ -133,7 +133,8 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
     )
 
 
-def _step_limits(config: EngineConfig, facts: DeviceFacts) -> StepLimits:
+def _step_limits(config: EngineConfig, facts: DeviceFacts) -> tuple[int, int]:
+    """Most rows, and most tokens, of one step."""
     defaults = _DEVICE_DEFAULTS[facts.name]
     seqs = config.scheduler.max_num_seqs or defaults["max_num_seqs"]
     tokens = config.scheduler.max_num_batched_tokens
@@ -142,7 +143,7 @@ def _step_limits(config: EngineConfig, facts: DeviceFacts) -> StepLimits:
             f"max_num_batched_tokens ({tokens}) is below max_num_seqs ({seqs}): a step could not advance every running "
             f"request by one token. Raise the first or lower the second"
         )
-    return StepLimits(max_num_seqs=seqs, max_num_batched_tokens=tokens or max(defaults["max_num_batched_tokens"], seqs))
+    return seqs, tokens or max(defaults["max_num_batched_tokens"], seqs)
 
 
 def _auto_threads(facts: DeviceFacts, memory: MemoryPlan) -> int:

@@ -143,8 +143,12 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         config = self.config
         q_norm, k_norm = (self.norm(config.head_dim) if config.head_norms else None for _ in range(2))
         return Attention(
-            qkv_proj=self.qkv(layer), o_proj=self.attention_out(), spec=self.attention_spec(layer),
-            backend=self.context.attention, q_norm=q_norm, k_norm=k_norm,
+            qkv_proj=self.qkv(layer),
+            o_proj=self.attention_out(),
+            spec=self.attention_spec(layer),
+            backend=self.context.attention,
+            q_norm=q_norm,
+            k_norm=k_norm,
         )
 
     def qkv(self, layer: int) -> nn.Module:
@@ -163,8 +167,12 @@ class CausalLM(nn.Module, Generic[ConfigT]):
         """The structure of a layer's attention."""
         config = self.config
         return AttentionSpec(
-            num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
-            scale=config.attention_scale, window=config.windows[layer], softcap=config.attention_softcap,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            scale=config.attention_scale,
+            window=config.windows[layer],
+            softcap=config.attention_softcap,
         )
 
     def mlp(self, layer: int) -> nn.Module:

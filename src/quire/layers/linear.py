@@ -28,9 +28,7 @@ def fused(
     context: BuildContext, in_features: int, parts: Sequence[tuple[str, int]], *, bias: bool = False
 ) -> nn.Module:
     """One product for several checkpoint modules that read the same input: (name, rows) each."""
-    return build(
-        context, LinearSpec(in_features=in_features, parts=tuple(Part(*part) for part in parts), bias=bias)
-    )
+    return build(context, LinearSpec(in_features=in_features, parts=tuple(Part(*part) for part in parts), bias=bias))
 
 
 def build(context: BuildContext, spec: LinearSpec) -> nn.Module:

@@ -191,9 +191,12 @@ def build_adapter(info: ModelInfo, context: BuildContext) -> AdapterLM:
     model_type = info.config.get("model_type")
     if model_type not in CONFIG_MAPPING:
         raise UnsupportedModelError(f"{info.architecture}: the installed transformers has no model_type {model_type!r}")
-    config = CONFIG_MAPPING[model_type].from_dict(plain_config(info.config))
-    with torch.device(context.device), SkipRandomInit():
-        causal = AutoModelForCausalLM.from_config(config, dtype=context.dtype, attn_implementation=ATTENTION_NAME)
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(plain_config(info.config))
+        with torch.device(context.device), SkipRandomInit():
+            causal = AutoModelForCausalLM.from_config(config, dtype=context.dtype, attn_implementation=ATTENTION_NAME)
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ImportError) as error:
+        raise UnsupportedModelError(f"{info.architecture}: transformers cannot build it: {error!r}") from error
     if type(causal).__name__ != info.architecture:
         raise UnsupportedModelError(f"{info.architecture}: transformers runs {model_type} as {type(causal).__name__}")
     logger.info(

@@ -28,9 +28,15 @@ class FalconForCausalLM(CausalLM[FalconConfig]):
     def checkpoint_names(self) -> Mapping[str, str]:
         """The norms of a block have other names where there are two of them."""
         names = {
-            "model": "transformer", "embed_tokens": "word_embeddings", "layers": "h", "norm": "ln_f",
-            "self_attn": "self_attention", "qkv_proj": "query_key_value", "o_proj": "dense",
-            "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h",
+            "model": "transformer",
+            "embed_tokens": "word_embeddings",
+            "layers": "h",
+            "norm": "ln_f",
+            "self_attn": "self_attention",
+            "qkv_proj": "query_key_value",
+            "o_proj": "dense",
+            "up_proj": "dense_h_to_4h",
+            "down_proj": "dense_4h_to_h",
         }
         two = {"input_layernorm": "ln_attn", "post_attention_layernorm": "ln_mlp"}
         return names | two if self.config.num_norms == 2 else names
@@ -47,9 +53,15 @@ class FalconForCausalLM(CausalLM[FalconConfig]):
         """One tensor; the 40B and the multi-head layouts interleave it by kv head."""
         config = self.config
         one_group = config.num_kv_heads == 1
-        reorder = None if one_group else partial(
-            regroup_qkv, groups=config.num_kv_heads, queries=config.num_heads // config.num_kv_heads,
-            head_dim=config.head_dim,
+        reorder = (
+            None
+            if one_group
+            else partial(
+                regroup_qkv,
+                groups=config.num_kv_heads,
+                queries=config.num_heads // config.num_kv_heads,
+                head_dim=config.head_dim,
+            )
         )
         rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         spec = LinearSpec(

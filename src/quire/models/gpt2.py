@@ -22,9 +22,18 @@ class GPT2LMHeadModel(CausalLM[GPT2Config]):
     """Pre-norm blocks over token plus position embeddings."""
 
     renames: ClassVar[Mapping[str, str]] = {
-        "model": "transformer", "embed_tokens": "wte", "embed_positions": "wpe", "layers": "h", "norm": "ln_f",
-        "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2", "self_attn": "attn",
-        "qkv_proj": "c_attn", "o_proj": "c_proj", "up_proj": "c_fc", "down_proj": "c_proj",
+        "model": "transformer",
+        "embed_tokens": "wte",
+        "embed_positions": "wpe",
+        "layers": "h",
+        "norm": "ln_f",
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn": "attn",
+        "qkv_proj": "c_attn",
+        "o_proj": "c_proj",
+        "up_proj": "c_fc",
+        "down_proj": "c_proj",
     }
     ignored_weights = (r".*\.attn\.(bias|masked_bias)",)
     weight_prefixes = (("", "transformer."),)

@@ -21,9 +21,15 @@ class GPTNeoXForCausalLM(CausalLM[NeoXConfig]):
     """Parallel or sequential residual, as the configuration says."""
 
     renames: ClassVar[Mapping[str, str]] = {
-        "model": "gpt_neox", "embed_tokens": "embed_in", "norm": "final_layer_norm", "lm_head": "embed_out",
-        "self_attn": "attention", "qkv_proj": "query_key_value", "o_proj": "dense",
-        "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h",
+        "model": "gpt_neox",
+        "embed_tokens": "embed_in",
+        "norm": "final_layer_norm",
+        "lm_head": "embed_out",
+        "self_attn": "attention",
+        "qkv_proj": "query_key_value",
+        "o_proj": "dense",
+        "up_proj": "dense_h_to_4h",
+        "down_proj": "dense_4h_to_h",
     }
     ignored_weights = (r".*\.rotary_emb\.inv_freq", r".*\.attention\.(bias|masked_bias)")
     weight_prefixes = (("lm_head.", "embed_out."), ("", "gpt_neox."))

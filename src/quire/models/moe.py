@@ -27,5 +27,8 @@ class MixtralForCausalLM(MoeForCausalLM):
     """Mixtral's names of the experts' parts."""
 
     renames: ClassVar[Mapping[str, str]] = {
-        "mlp": "block_sparse_moe", "gate_proj": "w1", "up_proj": "w3", "down_proj": "w2",
+        "mlp": "block_sparse_moe",
+        "gate_proj": "w1",
+        "up_proj": "w3",
+        "down_proj": "w2",
     }

@@ -24,9 +24,14 @@ class OPTForCausalLM(CausalLM[OPTConfig]):
     """The layouts of 125M to 66B, and that of 350M."""
 
     renames: ClassVar[Mapping[str, str]] = {
-        "model": "model.decoder", "input_layernorm": "self_attn_layer_norm",
-        "post_attention_layernorm": "final_layer_norm", "norm": "final_layer_norm",
-        "o_proj": "out_proj", "mlp": "", "up_proj": "fc1", "down_proj": "fc2",
+        "model": "model.decoder",
+        "input_layernorm": "self_attn_layer_norm",
+        "post_attention_layernorm": "final_layer_norm",
+        "norm": "final_layer_norm",
+        "o_proj": "out_proj",
+        "mlp": "",
+        "up_proj": "fc1",
+        "down_proj": "fc2",
     }
     ignored_weights = ()
     weight_prefixes = (("decoder.", "model.decoder."), ("", "model.decoder."))

@@ -208,7 +208,10 @@ def _gemma(reader: ConfigReader, *, max_position: int) -> dict[str, Any]:
     reader.must_equal("use_bidirectional_attention", False, "generation is causal")
     values = {"hidden_activation": "gelu_pytorch_tanh", "tie_word_embeddings": True, **reader.values}
     fields = shared(
-        ConfigReader(values, reader.where), max_position=max_position, default_kv=4, default_window=4096,
+        ConfigReader(values, reader.where),
+        max_position=max_position,
+        default_kv=4,
+        default_window=4096,
         activation_key="hidden_activation",
     )
     scalar = reader.default("query_pre_attn_scalar", 256.0)
@@ -230,9 +233,7 @@ def read_gemma3(raw: Mapping[str, Any]) -> DecoderConfig:
     types = read_layer_types(reader, computed)
     fields["ropes"] = tuple(local if kind == "sliding_attention" else full for kind in types)
     fields["windows"] = windows_of(reader, types, reader.nullable("sliding_window", int, 4096))
-    return DecoderConfig(
-        **fields, head_norms=True, final_softcap=reader.nullable("final_logit_softcapping", float)
-    )
+    return DecoderConfig(**fields, head_norms=True, final_softcap=reader.nullable("final_logit_softcapping", float))
 
 
 def _gemma3_ropes(reader: ConfigReader, max_position: int) -> tuple[RopeConfig, RopeConfig]:

@@ -28,6 +28,7 @@ _ENCODER_ENDINGS = (
     "ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForPreTraining",
     "ForMultipleChoice", "Encoder", "EncoderModel",
 )  # fmt: skip
+_ADAPTER_ROPES = ("default", "linear", "llama3", "yarn")
 _ALIBI_TYPES = {"bloom", "mpt"}
 
 
@@ -132,6 +133,8 @@ def adapter_refusal_reason(config: Config) -> str | None:
         rope = section.get("rope_type") or section.get("type")
         if rope in ("dynamic", "longrope", "su"):
             return f"its {rope} rope scales with the longest sequence of a batch, so results would depend on neighbours"
+        if rope is not None and rope not in _ADAPTER_ROPES:
+            return f"its rope type {str(rope)[:40]!r} is not known; allowed: {', '.join(_ADAPTER_ROPES)}"
     return None
 
 

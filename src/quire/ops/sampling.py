@@ -80,9 +80,7 @@ def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: 
     then x ← x - b·c - a·[c > 0].
     """
     run = _body(logits.device.type, "penalize")
-    return cast(
-        Tensor, run(logits, tokens=tokens, num_prompt=num_prompt, num_tokens=num_tokens, penalties=penalties)
-    )
+    return cast(Tensor, run(logits, tokens=tokens, num_prompt=num_prompt, num_tokens=num_tokens, penalties=penalties))
 
 
 def log_probs(logits: Tensor) -> Tensor:

@@ -96,9 +96,7 @@ class ModelRunner:
         """Hidden states [T, E]."""
         shape = StepShape(num_tokens=len(inputs.positions), num_rows=len(inputs.attention.query_lens))
         plan = self._backend.plan(inputs.attention)
-        return self._graphs.run(
-            shape, lambda: self._model(inputs.token_ids, inputs.positions, kv=self._kv, plan=plan)
-        )
+        return self._graphs.run(shape, lambda: self._model(inputs.token_ids, inputs.positions, kv=self._kv, plan=plan))
 
     def _sample(self, inputs: StepInputs, hidden: Tensor) -> SampledTensors | None:
         """Draw for the rows that reached their last token, and store what they drew; None when none did."""

@@ -188,9 +188,7 @@ class Sampler:
         for line in lines:
             new = active[int(batch.rows[line])]
             tokens = batch.tokens[new.row, : int(batch.positions[line])]
-            contexts.append(
-                RowContext(params=new.params, token_ids=tokens, num_prompt_tokens=new.num_prompt_tokens)
-            )
+            contexts.append(RowContext(params=new.params, token_ids=tokens, num_prompt_tokens=new.num_prompt_tokens))
         index = self._index(np.array(lines, dtype=np.int64))
         return logits.index_copy(0, index, processor.apply(logits[index], contexts))
 

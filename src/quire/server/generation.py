@@ -14,7 +14,8 @@ from quire.base.sampling import SamplingParams
 from quire.server.prompts import Prompt
 
 if TYPE_CHECKING:
-    from quire.engine.async_engine import AsyncEngine, OutputStream
+    from quire.engine.async_engine import AsyncEngine
+    from quire.engine.open_requests import OutputStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

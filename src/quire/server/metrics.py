@@ -146,7 +146,7 @@ class ServerMetrics:
             self._first_token.append(self._twin("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS, name))
             self._inter_token.append(self._twin("inter_token_latency_seconds", INTER_TOKEN_BUCKETS, name))
             self._whole.append(self._twin("e2e_request_latency_seconds", REQUEST_BUCKETS, name))
-        engine.observer = self
+        engine.requests.observer = self
 
     def first_token(self, seconds: float) -> None:
         """A request's first token arrived `seconds` after the request did."""

@@ -66,6 +66,8 @@ class RequestLogMiddleware:
         record.route = getattr(scope.get("route"), "path", record.route)
         record.status = record.status or CLIENT_CLOSED
         self._metrics.count_request(record)
-        level = logging.DEBUG if record.route in _QUIET_ROUTES and record.status < 500 else logging.INFO
+        # Not being ready is an ordinary answer while loading or draining; not being alive is news.
+        is_quiet = record.route in _QUIET_ROUTES and (record.status < 500 or record.route == "/ready")
+        level = logging.DEBUG if is_quiet else logging.INFO
         if logger.isEnabledFor(level):
             logger.log(level, "request", extra={"fields": record.fields(time.monotonic())})

@@ -49,7 +49,7 @@ def sampling_params(
     `default_max_tokens` applies when neither the request nor the model's defaults say; None is all the context leaves.
 
     Raises:
-        InvalidRequestError: from SamplingParams, or for a `stop` given as null entries.
+        InvalidRequestError: from SamplingParams, naming the field.
     """
     given = {name: value for name in _SAME_NAME if (value := getattr(request, name)) is not None}
     merged = {"max_tokens": default_max_tokens, **defaults, **given}

@@ -163,6 +163,4 @@ class _WindowStream:
         return delta
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(
-            ids, skip_special_tokens=False, spaces_between_special_tokens=not self._joins
-        )
+        return self._tokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=not self._joins)

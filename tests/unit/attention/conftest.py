@@ -70,8 +70,11 @@ class Case:
         slots = [self._slots(table, *self.rows[i]) for i, table in zip(chosen, tables, strict=True)]
         self._write_earlier_tokens(backend, kv, chosen, tables)
         batch = AttentionBatch(
-            query_lens=[self.rows[i][0] for i in chosen], context_lens=[self.rows[i][1] for i in chosen],
-            page_tables=padded(tables), slot_mapping=torch.cat(slots), page_size=self.page_size,
+            query_lens=[self.rows[i][0] for i in chosen],
+            context_lens=[self.rows[i][1] for i in chosen],
+            page_tables=padded(tables),
+            slot_mapping=torch.cat(slots),
+            page_size=self.page_size,
         )
         new = [slice(context - count, context) for count, context in (self.rows[i] for i in chosen)]
         k, v = (torch.cat([t[i][span] for i, span in zip(chosen, new, strict=True)]) for t in (self.keys, self.values))
@@ -92,8 +95,11 @@ class Case:
             if earlier == 0:
                 continue
             batch = AttentionBatch(
-                query_lens=[earlier], context_lens=[earlier], page_tables=padded([table]),
-                slot_mapping=self._slots(table, earlier, earlier), page_size=self.page_size,
+                query_lens=[earlier],
+                context_lens=[earlier],
+                page_tables=padded([table]),
+                slot_mapping=self._slots(table, earlier, earlier),
+                page_size=self.page_size,
             )
             q = torch.zeros(earlier, self.spec.num_heads, self.spec.head_dim, dtype=kv.dtype)
             k, v = self.keys[i][:earlier], self.values[i][:earlier]

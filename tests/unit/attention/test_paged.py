@@ -12,7 +12,12 @@ from quire.base.errors import ConfigError
 
 HEADS = ("multi-head", "grouped", "multi-query")
 FEATURES = (
-    "plain", "window", "window wider than the page", "softcap", "alibi", "alibi before scale",
+    "plain",
+    "window",
+    "window wider than the page",
+    "softcap",
+    "alibi",
+    "alibi before scale",
     "window, softcap and alibi",
 )
 SHAPES = ("one token alone", "prefill", "decode", "later chunk", "mixed")
@@ -99,8 +104,11 @@ def test_layers_with_different_windows_share_one_plan(backend, make_case):
     """S14: alternating windows within a step (Gemma) do not disturb each other."""
     narrow, broad = make_case(features="window", rows=[(6, 6)]), make_case(features="plain", rows=[(6, 6)])
     batch = AttentionBatch(
-        query_lens=[6], context_lens=[6], page_tables=torch.tensor([[1]], dtype=torch.int32),
-        slot_mapping=torch.arange(16, 22), page_size=16,
+        query_lens=[6],
+        context_lens=[6],
+        page_tables=torch.tensor([[1]], dtype=torch.int32),
+        slot_mapping=torch.arange(16, 22),
+        page_size=16,
     )
     plan = backend.plan(batch)
     for case in (narrow, broad, narrow):
@@ -112,8 +120,11 @@ def test_layers_with_different_windows_share_one_plan(backend, make_case):
 
 def test_a_batch_whose_counts_disagree_is_refused():
     batch = AttentionBatch(
-        query_lens=[2], context_lens=[2], page_tables=torch.zeros(1, 1, dtype=torch.int32),
-        slot_mapping=torch.zeros(3, dtype=torch.int64), page_size=16,
+        query_lens=[2],
+        context_lens=[2],
+        page_tables=torch.zeros(1, 1, dtype=torch.int32),
+        slot_mapping=torch.zeros(3, dtype=torch.int64),
+        page_size=16,
     )
     with pytest.raises(ValueError, match="2 queries but 3 slots"):
         select_backend("reference").plan(batch)

@@ -3,8 +3,9 @@
 import pytest
 
 from quire.base.errors import ConfigError
-from quire.engine.memory import StepLimits, allocated_kv_bytes, format_bytes, plan_memory
+from quire.engine.memory import MemoryRequest, format_bytes, plan_memory
 from quire.models.info import KVLayerSpec, ModelInfo
+from quire.runner.sizing import kv_bytes
 
 GIB = 2**30
 
@@ -26,17 +27,15 @@ def _info(**changes):
     return ModelInfo(**(values | changes))
 
 
-def _plan(info=None, **changes):
+def _plan(info=None, free_bytes=GIB, **changes):
     values = {
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 256,
         "dtype": "float32",
         "kv_dtype": "float32",
         "page_size": 16,
-        "max_model_len": None,
-        "kv_budget": None,
-        "free_bytes": GIB,
     }
-    limits = StepLimits(max_num_seqs=8, max_num_batched_tokens=256)
-    return plan_memory(info or _info(), limits, **(values | changes))
+    return plan_memory(info or _info(), MemoryRequest(**(values | changes)), free_bytes=free_bytes)
 
 
 def test_bytes_per_token_follow_the_formula():
@@ -49,7 +48,7 @@ def test_without_a_budget_the_cache_takes_what_full_concurrency_needs():
     """S4: eight requests of the full length fit, and not a page more is taken."""
     plan = _plan()
     assert plan.num_tokens == 8 * 1024
-    assert plan.kv_bytes == allocated_kv_bytes(_info(), plan, kv_dtype="float32")
+    assert plan.kv_bytes == kv_bytes(_info().kv_layers, num_pages=plan.num_pages, page_size=16, itemsize=4)
 
 
 def test_a_byte_budget_is_never_exceeded():

@@ -117,11 +117,10 @@ def test_weights_are_stored_in_the_dtype_of_the_model(make_config, make_context)
 
 
 def experts(context):
-    config = MoeConfig(
-        num_experts=3, experts_per_token=2, intermediate_size=4, renormalize=True, layers=frozenset([0])
+    config = MoeConfig(num_experts=3, experts_per_token=2, intermediate_size=4, renormalize=True, layers=frozenset([0]))
+    return torch.nn.ModuleDict(
+        {"layer": torch.nn.ModuleDict({"mlp": MoE(config, 8, activation="silu", context=context)})}
     )
-    return torch.nn.ModuleDict({"layer": torch.nn.ModuleDict({"mlp": MoE(
-        config, 8, activation="silu", context=context)})})
 
 
 def test_experts_are_filled_one_by_one_or_all_at_once(context):

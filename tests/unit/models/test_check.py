@@ -49,6 +49,7 @@ REFUSED = {
     "a missing key": ({"hidden_size": None}, "hidden_size is missing"),
     "an adapted model with a rope that depends on the batch": (
         {**OLMO2, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic rope scales with the longest"),
+    "an adapted model with an unknown rope": ({**OLMO2, "rope_scaling": {"rope_type": "spiral"}}, "rope type 'spiral'"),
     "chunked attention": ({"architectures": ["Llama4ForCausalLM"], "model_type": "llama4_text",
                            "attention_chunk_size": 8192}, "attends in chunks"),
 }  # fmt: skip

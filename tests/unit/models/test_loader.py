@@ -157,3 +157,30 @@ def test_loading_never_holds_the_weights_twice(checkpoint_dir):
     stored = (checkpoint_dir.path / "model.safetensors").stat().st_size
     assert model.lm_head.weight.shape == (rows, 64)
     assert max(peaks) - before < 1.2 * stored
+
+
+@pytest.fixture
+def fused_experts(checkpoint_dir):
+    """Tensors of a small Mixtral whose experts are stored as one tensor per layer."""
+    names = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral"}
+    checkpoint_dir.config(**names, num_local_experts=2, num_experts_per_tok=1, sliding_window=None)
+    model = build_model(inspect_model(checkpoint_dir.path, require_weights=False), context())
+    alternatives = model.weight_alternatives()
+    replaced = {name for slot in alternatives.values() for name in slot.fills}
+    plain = {name: slot for name, slot in model.weight_slots().items() if name not in replaced}
+    torch.manual_seed(5)
+    return {name: torch.randn(slot.shape) for name, slot in (plain | alternatives).items()}
+
+
+def test_a_tensor_that_stands_for_several_fills_them_all(checkpoint_dir, fused_experts):
+    """S45: experts stored fused."""
+    model = load(checkpoint_dir, fused_experts)
+    name = next(name for name in fused_experts if name.endswith("layers.1.mlp.experts.gate_up_proj"))
+    assert torch.equal(model.model.layers[1].mlp.gate_up, fused_experts[name])
+
+
+def test_a_weight_given_alone_and_within_another_is_an_error(checkpoint_dir, fused_experts):
+    model = build_model(inspect_model(checkpoint_dir.path, require_weights=False), context())
+    name, slot = next((name, slot) for name, slot in model.weight_slots().items() if ".experts.0." in name)
+    with pytest.raises(WeightError, match=r"experts\.0"):
+        load(checkpoint_dir, fused_experts | {name: torch.randn(slot.shape)})

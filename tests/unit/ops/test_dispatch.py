@@ -43,8 +43,13 @@ def test_the_choice_is_made_once_per_device_and_op():
 
 
 def test_every_op_of_the_table_has_a_reference_body():
-    table = [name for name, value in vars(quire.ops).items() if getattr(value, "__module__", "") == "quire.ops"
-             and callable(value) and not isinstance(value, SimpleNamespace)]
+    table = [
+        name
+        for name, value in vars(quire.ops).items()
+        if getattr(value, "__module__", "") == "quire.ops"
+        and callable(value)
+        and not isinstance(value, SimpleNamespace)
+    ]
     assert len(table) >= 12
     assert [name for name in table if not hasattr(quire.ops.reference, name)] == []
 

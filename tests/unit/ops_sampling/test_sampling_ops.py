@@ -20,7 +20,8 @@ PHILOX_VECTORS = [
     ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
     (
-        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
         [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
     ),
 ]
@@ -46,8 +47,12 @@ def draw(logits, *, temperature=1.0, min_p=0.0, top_k=0, top_p=1.0, uniform):
         return torch.as_tensor(value, dtype=dtype).expand(count)
 
     return ops.draw(
-        logits, temperature=column(temperature, torch.float32), min_p=column(min_p, torch.float64),
-        top_k=column(top_k, torch.int64), top_p=column(top_p, torch.float64), uniform=column(uniform, torch.float64),
+        logits,
+        temperature=column(temperature, torch.float32),
+        min_p=column(min_p, torch.float64),
+        top_k=column(top_k, torch.int64),
+        top_p=column(top_p, torch.float64),
+        uniform=column(uniform, torch.float64),
     )
 
 
@@ -75,7 +80,8 @@ def test_uniform_numbers_are_in_the_unit_interval_and_independent_of_the_batch(s
 
 def test_uniform_numbers_are_evenly_spread_over_seeds_and_positions():
     for seeds, positions in (
-        (torch.arange(20_000), torch.full((20_000,), 9)), (torch.full((20_000,), 9), torch.arange(20_000))
+        (torch.arange(20_000), torch.full((20_000,), 9)),
+        (torch.full((20_000,), 9), torch.arange(20_000)),
     ):
         counts = torch.histc(ops.uniform(seeds, positions).float(), bins=50, min=0, max=1)
         assert float(((counts - 400) ** 2 / 400).sum()) < 95  # chi-square, 49 degrees: 0.01 % above
@@ -101,7 +107,12 @@ def exact_probabilities(logits, temperature, min_p, top_k, top_p):
 @pytest.mark.parametrize(
     "params",
     [
-        {}, {"temperature": 0.3}, {"temperature": 3.0}, {"top_k": 5}, {"top_p": 0.7}, {"min_p": 0.2},
+        {},
+        {"temperature": 0.3},
+        {"temperature": 3.0},
+        {"top_k": 5},
+        {"top_p": 0.7},
+        {"min_p": 0.2},
         {"temperature": 1.7, "top_k": 9, "top_p": 0.8, "min_p": 0.05},
     ],
     ids=str,
@@ -130,8 +141,12 @@ def test_draws_follow_the_documented_distribution(params, size):
 
 
 @given(
-    st.integers(1, 400), st.integers(0, 10**6), st.floats(0.05, 5), st.sampled_from([0.0, 0.01, 0.3, 1.0]),
-    st.sampled_from([0, -1, 1, 3, 50, 300, 10_000]), st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1.0]),
+    st.integers(1, 400),
+    st.integers(0, 10**6),
+    st.floats(0.05, 5),
+    st.sampled_from([0.0, 0.01, 0.3, 1.0]),
+    st.sampled_from([0, -1, 1, 3, 50, 300, 10_000]),
+    st.sampled_from([1e-9, 0.1, 0.5, 0.9, 0.999, 1.0]),
 )
 @settings(deadline=None, max_examples=80)
 def test_a_draw_is_always_among_the_tokens_that_stay(size, seed, temperature, min_p, top_k, top_p):
@@ -188,11 +203,18 @@ def test_every_op_gives_a_row_the_same_bits_alone_and_in_a_batch(size):
         part, ids = logits[which], tokens[which, 0].long()
         logprobs = ops.log_probs(part)
         return [
-            *ops.greedy(part), draw(part, temperature=0.7, top_p=0.8, min_p=0.01, uniform=uniform[which]),
-            draw(part, temperature=1.3, uniform=uniform[which]), logprobs,
+            *ops.greedy(part),
+            draw(part, temperature=0.7, top_p=0.8, min_p=0.01, uniform=uniform[which]),
+            draw(part, temperature=1.3, uniform=uniform[which]),
+            logprobs,
             *ops.token_logprobs(logprobs, ids, min(size, 5)),
-            ops.penalize(part, tokens=tokens[which], num_prompt=prompts[which], num_tokens=lengths[which],
-                         penalties=penalties[which]),
+            ops.penalize(
+                part,
+                tokens=tokens[which],
+                num_prompt=prompts[which],
+                num_tokens=lengths[which],
+                penalties=penalties[which],
+            ),
         ]
 
     together = all_ops(torch.arange(rows))
@@ -205,8 +227,11 @@ def test_every_op_gives_a_row_the_same_bits_alone_and_in_a_batch(size):
 
 
 @given(
-    st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=4), st.integers(0, 12),
-    st.floats(0.1, 3), st.floats(-2, 2), st.floats(-2, 2),
+    st.lists(st.lists(st.integers(0, 9), max_size=12), min_size=1, max_size=4),
+    st.integers(0, 12),
+    st.floats(0.1, 3),
+    st.floats(-2, 2),
+    st.floats(-2, 2),
 )
 @settings(deadline=None, max_examples=60)
 def test_penalties_equal_a_naive_loop(histories, num_prompt, repetition, presence, frequency):
@@ -216,7 +241,9 @@ def test_penalties_equal_a_naive_loop(histories, num_prompt, repetition, presenc
     for row, history in enumerate(histories):
         tokens[row, : len(history)] = torch.tensor(history, dtype=torch.int32)
     result = ops.penalize(
-        logits, tokens=tokens, num_prompt=torch.tensor([num_prompt] * len(histories)),
+        logits,
+        tokens=tokens,
+        num_prompt=torch.tensor([num_prompt] * len(histories)),
         num_tokens=torch.tensor([len(history) for history in histories]),
         penalties=torch.tensor([[repetition, presence, frequency]]).repeat(len(histories), 1),
     )
@@ -233,8 +260,11 @@ def test_penalties_equal_a_naive_loop(histories, num_prompt, repetition, presenc
 def test_a_tiny_repetition_penalty_leaves_finite_logits():
     logits = torch.tensor([[100.0, -100.0, 0.0, -math.inf]])
     result = ops.penalize(
-        logits, tokens=torch.tensor([[0, 1, 2, 3]], dtype=torch.int32), num_prompt=torch.tensor([4]),
-        num_tokens=torch.tensor([4]), penalties=torch.tensor([[torch.finfo(torch.float32).tiny, 0.0, 0.0]]),
+        logits,
+        tokens=torch.tensor([[0, 1, 2, 3]], dtype=torch.int32),
+        num_prompt=torch.tensor([4]),
+        num_tokens=torch.tensor([4]),
+        penalties=torch.tensor([[torch.finfo(torch.float32).tiny, 0.0, 0.0]]),
     )
     assert not result.isnan().any()
     assert result.max().isfinite()

@@ -46,7 +46,7 @@ def test_a_body_that_is_no_json_object_is_refused(body: bytes) -> None:
 
 def test_nesting_is_bounded_before_anything_recurses() -> None:
     """SEC-23: JSON depth at most 128; brackets inside strings do not count."""
-    for depth in (MAX_DEPTH + 1, 900, 2_000_000):
+    for depth in (MAX_DEPTH + 1, 900, 200_000):
         for name in (b"metadata", b"unknown", b"moderation"):
             error = refusal(CHAT % (b',"' + name + b'":' + b'{"a":' * depth + b"1" + b"}" * depth))
             assert "128" in str(error) or error.param == "unknown"

@@ -136,11 +136,18 @@ class Driver:
             job.pages += fresh
             if not job.is_started:
                 job.is_started = True
-                work.new_rows.append(NewRow(
-                    row=job.row, token_ids=list(job.token_ids), num_prompt_tokens=job.num_prompt,
-                    page_ids=list(job.pages), params=job.params, seed=job.seed, stop_ids=job.stop_ids,
-                    bad_words=job.bad_words,
-                ))
+                work.new_rows.append(
+                    NewRow(
+                        row=job.row,
+                        token_ids=list(job.token_ids),
+                        num_prompt_tokens=job.num_prompt,
+                        page_ids=list(job.pages),
+                        params=job.params,
+                        seed=job.seed,
+                        stop_ids=job.stop_ids,
+                        bad_words=job.bad_words,
+                    )
+                )
             else:
                 work.page_appends += [(job.row, page) for page in fresh]
             work.rows.append(job.row)
@@ -197,8 +204,12 @@ def make_driver(model: TinyModel, device: CpuDevice) -> Callable[..., Driver]:
 
     def make(*, page_size: int = 8, num_pages: int = 48, pages: Iterable[int] | None = None, rows: int = 8) -> Driver:
         kv = allocate(
-            model.kv_layers, attention=model.backend, num_pages=num_pages, page_size=page_size,
-            dtype=torch.float32, device=device.torch_device,
+            model.kv_layers,
+            attention=model.backend,
+            num_pages=num_pages,
+            page_size=page_size,
+            dtype=torch.float32,
+            device=device.torch_device,
         )
         limits = RunnerLimits(max_num_seqs=rows, max_model_len=128, page_size=page_size, vocab_size=VOCAB)
         runner = ModelRunner(model, backend=model.backend, device=device, kv=kv, limits=limits)

@@ -76,8 +76,14 @@ def test_controls_logprobs_and_failures_come_back(make_driver):
     """REL-15, SEC-35"""
     driver = make_driver()
     params = SamplingParams(
-        temperature=0.9, repetition_penalty=1.3, min_p=0.01, logit_bias={3: 2.0}, logprobs=3, prompt_logprobs=1,
-        min_tokens=5, allowed_token_ids=list(range(50)),
+        temperature=0.9,
+        repetition_penalty=1.3,
+        min_p=0.01,
+        logit_bias={3: 2.0},
+        logprobs=3,
+        prompt_logprobs=1,
+        min_tokens=5,
+        allowed_token_ids=list(range(50)),
     )
     job = driver.add(0, PROMPTS[3], params, stop_ids=(1,), bad_words=((2,), (4, 5)))
     victim = driver.add(1, PROMPTS[1])

@@ -15,15 +15,28 @@ LAYERS = (KVLayerSpec(2, 16), KVLayerSpec(1, 64), KVLayerSpec(2, 16))
 
 def pages(dtype=torch.float32, num_pages=6, page_size=8):
     return allocate(
-        LAYERS, attention=select_backend("cpu"), num_pages=num_pages, page_size=page_size, dtype=dtype,
+        LAYERS,
+        attention=select_backend("cpu"),
+        num_pages=num_pages,
+        page_size=page_size,
+        dtype=dtype,
         device=torch.device("cpu"),
     )
 
 
 def info():
     return ModelInfo(
-        path="", architecture="", family="", implementation="native", config={}, kv_layers=LAYERS, max_position=64,
-        vocab_rows=8, stored_dtype="float32", weight_files=(), num_parameters=0,
+        path="",
+        architecture="",
+        family="",
+        implementation="native",
+        config={},
+        kv_layers=LAYERS,
+        max_position=64,
+        vocab_rows=8,
+        stored_dtype="float32",
+        weight_files=(),
+        num_parameters=0,
     )
 
 

@@ -28,9 +28,19 @@ class Bench:
 
     def add(self, row, params, *, prompt=(), output=(), seed=0, **kw):
         history = [*prompt, *output]
-        self.sampler.add([NewRow(
-            row=row, token_ids=history, num_prompt_tokens=len(prompt), page_ids=[], params=params, seed=seed, **kw
-        )])
+        self.sampler.add(
+            [
+                NewRow(
+                    row=row,
+                    token_ids=history,
+                    num_prompt_tokens=len(prompt),
+                    page_ids=[],
+                    params=params,
+                    seed=seed,
+                    **kw,
+                )
+            ]
+        )
         self.tokens[row, : len(history)] = torch.tensor(history, dtype=torch.int32)
         self.lengths[row] = len(history)
         return self
@@ -39,8 +49,11 @@ class Bench:
         positions = np.array([self.lengths[row] for row in rows], dtype=np.int64)
         rows = np.array(rows, dtype=np.int64)
         batch = DrawBatch(
-            rows=rows, positions=positions, row_index=torch.from_numpy(rows),
-            position_index=torch.from_numpy(positions), tokens=self.tokens,
+            rows=rows,
+            positions=positions,
+            row_index=torch.from_numpy(rows),
+            position_index=torch.from_numpy(positions),
+            tokens=self.tokens,
         )
         return self.sampler.sample(logits.clone(), batch)
 
@@ -161,8 +174,12 @@ def test_a_mask_does_not_hide_nan_logits(bench):
 
 
 PARAMS = [
-    greedy(), greedy(logprobs=3), SamplingParams(temperature=1.4), SamplingParams(temperature=0.8, top_p=0.6),
-    SamplingParams(temperature=2.0, top_k=4, logprobs=0), SamplingParams(temperature=1.1, min_p=0.1),
+    greedy(),
+    greedy(logprobs=3),
+    SamplingParams(temperature=1.4),
+    SamplingParams(temperature=0.8, top_p=0.6),
+    SamplingParams(temperature=2.0, top_k=4, logprobs=0),
+    SamplingParams(temperature=1.1, min_p=0.1),
     SamplingParams(temperature=1.3, repetition_penalty=1.7, frequency_penalty=0.4, presence_penalty=-0.3),
     SamplingParams(temperature=1.5, logit_bias={3: 4.0, 8: -100.0}, allowed_token_ids=list(range(30))),
     greedy(frequency_penalty=1.0, min_tokens=60, logprobs=1),
@@ -176,7 +193,12 @@ def test_mixed_batches_draw_what_each_row_draws_alone(bench):
     for row in rows:
         output = [rng.randrange(VOCAB) for _ in range(row % 5)]
         bench.add(
-            row, PARAMS[row % len(PARAMS)], prompt=[1, 2, row], output=output, seed=row * 977, stop_ids=(0, 5),
+            row,
+            PARAMS[row % len(PARAMS)],
+            prompt=[1, 2, row],
+            output=output,
+            seed=row * 977,
+            stop_ids=(0, 5),
             bad_words=((4,), (1, 2)) if row % 2 else (),
         )
     logits = normal(27, VOCAB, seed=9)

@@ -73,9 +73,7 @@ def _word_piece() -> tokenizers.Tokenizer:
     core = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     core.decoder = decoders.WordPiece(cleanup=False)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300, special_tokens=["[UNK]", "<s>", "</s>"], show_progress=False
-    )
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=["[UNK]", "<s>", "</s>"], show_progress=False)
     core.train_from_iterator(CORPUS, trainer)
     return core
 

@@ -17,8 +17,11 @@ TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
 # Written for this project in the manner of each family; together they use every feature the renderer has.
 TEMPLATES = {path.stem: path.read_text() for path in sorted((Path(__file__).parent / "templates").glob("*.jinja"))}
-CALL = {"id": "call_1", "type": "function",
-        "function": {"name": "weather", "arguments": {"city": "Köln <&>", "days": 3, "units": ["C", None, True]}}}
+CALL = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Köln <&>", "days": 3, "units": ["C", None, True]}},
+}
 TOOLS = [
     {"type": "function", "function": {"name": "weather", "description": "Look up 'the' \"weather\" <now> 🌦",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"},
