@@ -219,5 +219,5 @@ def test_unknown_options_are_refused_before_anything_loads():
 
 def test_kv_tensors_take_exactly_the_bytes_the_plan_says(llm):
     """S10: arithmetic and allocation agree to the byte."""
-    allocated = sum(tensor.numel() * tensor.element_size() for tensor in llm._core.runner.kv)
+    allocated = sum(tensor.numel() * tensor.element_size() for tensor in llm._core.runner._kv)
     assert allocated == llm.info.resolved["memory"]["kv_bytes"]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from tools.tiny_model.start import EMBEDDING_STD, write_copying
 from tools.tiny_model.tokenizer import CONTEXT, VOCABULARY
 from torch import Tensor, nn
 
@@ -62,6 +61,9 @@ class ModelConfig:
             "vocab_size": self.vocabulary,
         }
 
+
+# Large enough that the layers' outputs do not drown which token it is, on which copying rests.
+_EMBEDDING_STD = 0.15
 
 DEMO = ModelConfig(hidden=192, layers=5, heads=6, kv_heads=2, head_dim=32, ffn=512)
 # What the demo model grows from: nearly all can be learned at two fifths of the cost.
@@ -171,14 +173,10 @@ class TinyLlama(nn.Module):
             if parameter.dim() == 2:
                 # Residual outputs start at zero: every layer begins as the identity.
                 std = 0.0 if name.endswith(("o_proj.weight", "down_proj.weight")) else parameter.shape[1] ** -0.5
+                std = _EMBEDDING_STD if "embed" in name else std
                 nn.init.normal_(parameter, std=std, generator=generator)
         # Small first scores: with tied embeddings every token would else predict itself.
-        nn.init.constant_(self.model.norm.weight, 0.3 / (EMBEDDING_STD * c.hidden**0.5))
-        projections = [
-            {part: getattr(layer.self_attn, f"{part}_proj").weight for part in "qkvo"} for layer in self.model.layers[:2]
-        ]
-        if len(projections) == 2:
-            write_copying(self.model.embed_tokens.weight, projections, c.head_dim, c.rope_theta, generator)
+        nn.init.constant_(self.model.norm.weight, 0.3 / (_EMBEDDING_STD * c.hidden**0.5))
 
     def hidden(
         self, ids: Tensor, positions: Tensor, past: Cache | None = None, mask: Tensor | None = None

@@ -23,13 +23,22 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Decay:
+    """A fall of the learning rate from `start` in a line that would reach zero at `zero`, in force before `stop`."""
+
+    start: int
+    stop: int
+    zero: int
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the outcome of one training run."""
 
     name: str
     phases: tuple[Phase, ...]
-    # The learning rate is constant up to this step and then falls in a line to nothing.
-    flat_until: int
+    # Between decays the learning rate is at its peak.
+    decays: tuple[Decay, ...]
     seed: int = 1
     matrix_rate: float = 0.02
     other_rate: float = 0.006
@@ -59,18 +68,20 @@ class Recipe:
         """Returns the share of the peak learning rate at a step."""
         if step < self.warm_up:
             return (step + 1) / self.warm_up
-        if step <= self.flat_until:
-            return 1.0
-        return (self.steps - step) / (self.steps - self.flat_until)
+        for decay in self.decays:
+            if decay.start < step < decay.stop:
+                return (decay.zero - step) / (decay.zero - decay.start)
+        return 1.0
 
 
 DEMO_RECIPE = Recipe(
     "quire-demo",
     (
         Phase(SEEDLING, 700, 2048, COPYING),
-        Phase(SEEDLING, 700, 4096, FINAL),
-        Phase(DEMO, 400, 4096, FINAL),
+        Phase(SEEDLING, 1200, 4096, FINAL),
+        Phase(DEMO, 700, 4096, FINAL),
     ),
-    flat_until=1300,
+    # The first is short: the run began with a shorter plan, and the recipe says what was done.
+    decays=(Decay(1300, 1350, 1800), Decay(1900, 2600, 2600)),
 )
-DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 1200, 4096, FINAL),), flat_until=400)
+DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 1200, 4096, FINAL),), decays=(Decay(400, 1200, 1200),))
