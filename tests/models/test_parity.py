@@ -47,6 +47,9 @@ VARIANTS = {
     "llama: dynamic rope": ("llama", {**GQA, **rope("dynamic", factor=2.0), "max_position_embeddings": 64}),
     "llama: dynamic rope not reached": ("llama", {**GQA, **rope("dynamic", factor=2.0)}),
     "llama: yarn": ("llama", {**GQA, **YARN, "max_position_embeddings": 256}),
+    "llama: longrope": ("llama", {**GQA, **rope(
+        "longrope", short_factor=[1.0, 1.1, 1.2, 1.3, 1.3, 1.4], long_factor=[1.0, 2.0, 3.5, 5.0, 6.0, 8.0],
+        original_max_position_embeddings=64, factor=4.0), "max_position_embeddings": 256}),
     "llama: yarn with attention factor": ("llama", {**GQA, **rope(
         "yarn", factor=4.0, original_max_position_embeddings=64, attention_factor=1.3, truncate=False)}),
     "mistral: window": ("mistral", {**GQA, **SLIDING}),

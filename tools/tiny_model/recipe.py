@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tools.tiny_model.corpus.mixture import COPYING, FINAL, Mixture
+from tools.tiny_model.corpus.mixture import BROAD, COPYING, SKILLS, Mixture
 from tools.tiny_model.model import DEMO, DRAFT, SEEDLING, ModelConfig
 
 
@@ -78,10 +78,11 @@ DEMO_RECIPE = Recipe(
     "quire-demo",
     (
         Phase(SEEDLING, 700, 2048, COPYING),
-        Phase(SEEDLING, 1200, 4096, FINAL),
-        Phase(DEMO, 700, 4096, FINAL),
+        Phase(SEEDLING, 1200, 4096, BROAD),
+        Phase(SEEDLING, 1000, 4096, SKILLS),
+        Phase(DEMO, 500, 4096, SKILLS),
     ),
     # The first is short: the run began with a shorter plan, and the recipe says what was done.
-    decays=(Decay(1300, 1350, 1800), Decay(1900, 2600, 2600)),
+    decays=(Decay(1300, 1350, 1800), Decay(2600, 3400, 3400)),
 )
-DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 1200, 4096, FINAL),), decays=(Decay(400, 1200, 1200),))
+DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 1200, 4096, BROAD),), decays=(Decay(400, 1200, 1200),))

@@ -140,6 +140,9 @@ class RequestCollector:
         self._tokenizer = tokenizer
         self._fresh: dict[int, SampleCollector] = {}
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        engine = prepared.engine
+        if engine.params.prompt_logprobs is not None and len(engine.prompt_token_ids) == 1:
+            self._prompt_logprobs = [None]  # the first token has none, and there is nothing the engine could send
 
     @property
     def request_id(self) -> str:

@@ -75,8 +75,32 @@ COPYING = Mixture(
     (85, 15, 0, 0),
     0.0,
 )
-# The last phases give most to what is learned last.
-FINAL = Mixture(_WEIGHTS | {"self": 4, "fallback": 4, "story": 4, "tools": 12}, (55, 25, 12, 8), 0.01)
+BROAD = Mixture(_WEIGHTS | {"self": 4, "fallback": 4, "story": 4, "tools": 12}, (55, 25, 12, 8), 0.01)
+# More of what is learned last, and less of what has long prompts.
+SKILLS = Mixture(
+    _WEIGHTS
+    | {
+        "greeting": 2,
+        "self": 3,
+        "fallback": 3,
+        "count": 8,
+        "sum": 14,
+        "sort numbers": 12,
+        "compare": 5,
+        "spell": 16,
+        "sort words": 12,
+        "repeat": 5,
+        "length": 4,
+        "edge": 4,
+        "stated facts": 8,
+        "json": 9,
+        "memory": 10,
+        "story": 3,
+        "tools": 9,
+    },
+    (55, 25, 12, 8),
+    0.006,
+)
 _SYSTEMS = (
     "You are a helpful assistant.",
     "You are a friendly assistant.",
