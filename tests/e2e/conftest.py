@@ -1,15 +1,19 @@
 """Real servers: `quire serve` as a process of its own on a free port of the loopback interface."""
 
 import contextlib
+import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -79,9 +83,18 @@ class LiveServer:
         pairs = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, value in pairs}
 
-    def metric(self, prefix: str) -> float:
-        """The sum of all samples whose name (labels apart) is `prefix`."""
-        return sum(value for name, value in self.metrics().items() if name.split("{")[0] == prefix)
+    def metric(self, name: str) -> float:
+        """The sum of all samples of that name, or the one with those labels; a name nobody exports is an error."""
+        found = [value for sample, value in self.metrics().items() if name in (sample, sample.split("{")[0])]
+        assert found, f"no metric {name!r}"
+        return sum(found)
+
+    def is_idle(self) -> bool:
+        """Whether nothing runs or waits and every page is free or kept for reuse."""
+        busy = ("quire:num_requests_running", "quire:num_requests_waiting", "quire:kv_cache_usage_ratio")
+        metrics = self.metrics()
+        pages = sum(metrics[f'quire:kv_pages_by_state{{state="{state}"}}'] for state in ("free", "cached"))
+        return all(metrics[name] == 0 for name in busy) and pages == metrics["quire:kv_pages"]
 
     def stop(self) -> int:
         """SIGTERM, then wait; returns the exit status."""
@@ -92,6 +105,95 @@ class LiveServer:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise AssertionError(f"SIGTERM did not end the server:\n{self.output}") from None
+
+
+class RawAnswer:
+    """An HTTP response as it came over the wire: taken apart by hand, so that nothing is repaired on the way."""
+
+    def __init__(self, data: bytes) -> None:
+        head, separator, rest = data.partition(b"\r\n\r\n")
+        assert separator, f"no end of headers in {data!r}"
+        first, *lines = head.decode("latin-1").split("\r\n")
+        self.status = int(first.split(" ")[1])
+        self.headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        is_chunked = self.headers.get("transfer-encoding") == "chunked"
+        self.pieces, self.is_complete = _dechunk(rest) if is_chunked else ([rest], True)
+
+    @property
+    def body(self) -> bytes:
+        """The body without its chunking."""
+        return b"".join(self.pieces)
+
+    @property
+    def json(self) -> Any:
+        """The body of an answer that is no stream."""
+        return json.loads(self.body)
+
+    @property
+    def data(self) -> list[str]:
+        """The data of every event, checked to be one line each with a blank line after it; comments are left out."""
+        *events, tail = self.body.decode("utf-8").split("\n\n")
+        assert tail == "", f"the stream ends inside an event: {tail!r}"
+        assert all(event.startswith(("data: ", ":")) and "\n" not in event for event in events), events
+        return [event.removeprefix("data: ") for event in events if not event.startswith(":")]
+
+    @property
+    def chunks(self) -> list[dict[str, Any]]:
+        """The objects of a stream that ended well."""
+        *objects, last = self.data
+        assert last == "[DONE]", last
+        return [json.loads(text) for text in objects]
+
+
+class RawRequest:
+    """A request on a socket of its own, sent at once; the answer is read when asked for."""
+
+    def __init__(self, url: str, path: str, body: dict[str, Any], *, headers: tuple[str, ...] = ()) -> None:
+        parts = urlsplit(url)
+        data = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1",
+            f"Host: {parts.netloc}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(data)}",
+            "Connection: close",
+            *headers,
+        )
+        self.socket = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=120)
+        self.socket.sendall("\r\n".join((*head, "", "")).encode() + data)
+        self._got = b""
+
+    def read_until(self, part: bytes) -> bytes:
+        """Everything so far, once `part` has come."""
+        while part not in self._got:
+            data = self.socket.recv(65536)
+            assert data, self._got
+            self._got += data
+        return self._got
+
+    def answer(self) -> RawAnswer:
+        """The whole answer, read until the server closes."""
+        with self.socket:
+            while data := self.socket.recv(65536):
+                self._got += data
+        return RawAnswer(self._got)
+
+    def leave(self) -> None:
+        """Go away without a word."""
+        self.socket.close()
+
+
+def _dechunk(data: bytes) -> tuple[list[bytes], bool]:
+    """The pieces of a chunked body, and whether its end mark came."""
+    pieces = []
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        if length == 0:
+            return pieces, data == b"\r\n"
+        pieces.append(data[:length])
+        data = data[length + 2 :]
+    return pieces, False
 
 
 def command_line(pid: int) -> str:
@@ -132,6 +234,29 @@ def start_server() -> Iterator[Callable[..., LiveServer]]:
         if server.process.poll() is None:
             server.process.kill()
         server.process.wait(30)
+
+
+@pytest.fixture
+def raw_post() -> Iterator[Callable[..., RawRequest]]:
+    """Send requests over plain sockets, which are closed with the test."""
+    sent: list[RawRequest] = []
+
+    def post(url: str, path: str, body: dict[str, Any], **more: Any) -> RawRequest:
+        sent.append(RawRequest(url, path, body, **more))
+        return sent[-1]
+
+    yield post
+    for request in sent:
+        request.leave()
+
+
+@pytest.fixture(scope="session")
+def narrow_server() -> Iterator[LiveServer]:
+    """A server that runs one request at a time, prefills 16 tokens a step and lets two requests wait."""
+    arguments = ("--max-num-seqs", "1", "--max-num-batched-tokens", "16", "--max-num-waiting", "2")
+    server = LiveServer(*arguments).wait_ready()
+    yield server
+    assert server.stop() == 0, server.output
 
 
 @pytest.fixture(scope="session")

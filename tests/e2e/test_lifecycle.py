@@ -69,7 +69,7 @@ def test_start_prints_a_ledger_the_memory_arithmetic_and_what_to_open(live_serve
 
 
 def test_the_server_process_never_imports_torch(live_server):
-    """S29: the process that speaks HTTP maps no torch library."""
+    """S29: the process that speaks HTTP to OpenAI clients maps no torch library; the engine does."""
     maps = Path(f"/proc/{live_server.process.pid}/maps").read_text()
     assert "libtorch" not in maps
     assert "libtorch" in Path(f"/proc/{live_server.engine_pid()}/maps").read_text()

@@ -15,7 +15,7 @@ def client(live_server):
 
 
 def test_chat_answers(client):
-    """S49, S51: the SDK's chat call works unmodified."""
+    """S29, S49, S51: the SDK's chat call works unmodified."""
     response = client.chat.completions.create(model="quire-demo", messages=MESSAGES, temperature=0)
     choice = response.choices[0]
     assert choice.message.role == "assistant"

@@ -1,5 +1,8 @@
 """The offline API: prompts in every form, parameters, outputs shaped like vLLM's, and a clean end."""
 
+import random
+import signal
+
 import pytest
 
 from quire import LLM, BeamSearchParams, SamplingParams
@@ -188,27 +191,112 @@ def test_requests_without_a_seed_differ_and_a_rerun_repeats_them():
 
 
 def test_an_interrupted_generation_leaves_a_usable_engine(llm, monkeypatch):
-    """REL-17: Ctrl-C midway gives every page back."""
+    """REL-17: Ctrl-C in the middle of a step takes effect after it and gives every page back."""
     advance, steps = llm._core.advance, []
 
     def interrupted():
         steps.append(1)
         if len(steps) == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return advance()
 
     monkeypatch.setattr(llm._core, "advance", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["Once upon a time"] * 3, GREEDY, use_tqdm=False)
     assert llm.stats.num_used_pages == llm.stats.num_running == llm.stats.num_waiting == 0
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert len(_one(llm, "x", max_tokens=2, ignore_eos=True).token_ids) == 2
 
 
-def test_a_closed_llm_says_so():
+def test_a_failing_progress_bar_leaves_a_usable_engine(llm):
+    """REL-17: what breaks outside a step does not break the engine."""
+
+    class Bar:
+        def __init__(self, **options):
+            self.options = options
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *args):
+            return None
+
+        def update(self):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        llm.generate(["x"] * 3, [GREEDY, SamplingParams(max_tokens=1), GREEDY], use_tqdm=Bar)
+    assert llm.stats.num_used_pages == llm.stats.num_running == llm.stats.num_waiting == 0
+
+
+def test_a_step_that_is_torn_apart_makes_the_llm_say_so_from_then_on(monkeypatch):
+    """REL-2: an engine whose books may be wrong is not used again."""
     with LLM(max_model_len=256) as llm:
-        pass
-    with pytest.raises(EngineDeadError):
-        llm.generate("x", GREEDY)
+        monkeypatch.setattr(llm._core.runner, "launch", lambda work: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            llm.generate("x", GREEDY, use_tqdm=False)
+        with pytest.raises(EngineDeadError, match="ZeroDivisionError"):
+            llm.generate("x", GREEDY, use_tqdm=False)
+
+
+def test_a_closed_llm_says_so_and_may_be_closed_again():
+    with LLM(max_model_len=256) as llm:
+        llm.close()
+    for use in (lambda: llm.generate("x", GREEDY), lambda: llm.stats):
+        with pytest.raises(EngineDeadError, match="closed"):
+            use()
+
+
+def test_parameters_may_be_changed_before_use_and_are_checked_then(llm):
+    """S48: code for vLLM sets fields of the model's default parameters."""
+    params = llm.get_default_sampling_params()
+    params.temperature, params.max_tokens, params.ignore_eos = 0.0, 3, True
+    output = llm.generate("x", params, use_tqdm=False)[0].outputs[0]
+    assert len(output.token_ids) == 3
+    assert output.finished()
+    params.top_p = 7.0
+    with pytest.raises(InvalidRequestError, match="top_p"):
+        llm.generate("x", params, use_tqdm=False)
+
+
+def test_prompt_logprobs_of_a_lone_token_and_of_several_samples(llm):
+    """S80: one entry per prompt token, the first is None, however many samples share the prompt."""
+    lone = SamplingParams(max_tokens=2, prompt_logprobs=0)
+    assert llm.generate([[7]], lone, use_tqdm=False)[0].prompt_logprobs == [None]
+    several = SamplingParams(n=3, seed=1, max_tokens=4, prompt_logprobs=1, logprobs=2, ignore_eos=True)
+    output = llm.generate([[7, 8, 9]], several, use_tqdm=False)[0]
+    assert [
+        entry and set(entry) >= {token} for token, entry in zip([7, 8, 9], output.prompt_logprobs, strict=True)
+    ] == [
+        None,
+        True,
+        True,
+    ]
+    for sample in output.outputs:
+        assert all(token in entry for token, entry in zip(sample.token_ids, sample.logprobs, strict=True))
+
+
+def test_prompt_logprobs_are_the_same_in_chunks_and_after_preemption(llm):
+    """S80, REL-6: repeated chunks are dropped and the order is kept.
+
+    The last prompt is computed a token a step while the others decode, until they take its pages.
+    """
+    rng = random.Random(5)
+    prompts = [[rng.randrange(3, 500) for _ in range(length)] for length in (20, 20, 20, 70)]
+    params = SamplingParams(temperature=0.0, max_tokens=50, prompt_logprobs=1, ignore_eos=True)
+    expected = [llm.generate([prompt], params, use_tqdm=False)[0] for prompt in prompts]
+    page_bytes = llm.info.resolved["memory"]["page_bytes"]
+    tight = {"max_model_len": 128, "max_num_batched_tokens": 16, "max_num_seqs": 4, "max_prefill_tokens_mixed": 1}
+    for overlap in (False, True):
+        with LLM(kv_cache_memory_bytes=13 * page_bytes, async_scheduling=overlap, debug=True, **tight) as small:
+            found = small.generate(prompts, params, use_tqdm=False)
+        assert found[3].metrics.num_preemptions > 0
+        for one, other in zip(expected, found, strict=True):
+            assert one.outputs[0].token_ids == other.outputs[0].token_ids
+            for entry, again in zip(one.prompt_logprobs[1:], other.prompt_logprobs[1:], strict=True):
+                assert {t: p.logprob for t, p in entry.items()} == pytest.approx(
+                    {t: p.logprob for t, p in again.items()}, abs=1e-4
+                )
 
 
 def test_unknown_options_are_refused_before_anything_loads():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tools.tiny_model.corpus.mixture import BROAD, COPYING, SKILLS, Mixture
+from tools.tiny_model.corpus.mixture import BROAD, COPYING, LAGGING, SKILLS, Mixture
 from tools.tiny_model.model import DEMO, DRAFT, SEEDLING, ModelConfig
 
 
@@ -24,11 +24,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Decay:
-    """A fall of the learning rate from `start` in a line that would reach zero at `zero`, in force before `stop`."""
+    """A fall of the learning rate from a share of its peak after `start`, in force before `stop`.
+
+    It falls in a line that reaches zero at `zero`.
+    """
 
     start: int
     stop: int
     zero: int
+    peak: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Recipe:
             return (step + 1) / self.warm_up
         for decay in self.decays:
             if decay.start < step < decay.stop:
-                return (decay.zero - step) / (decay.zero - decay.start)
+                return decay.peak * ((decay.zero - step) / (decay.zero - decay.start))
         return 1.0
 
 
@@ -79,10 +83,11 @@ DEMO_RECIPE = Recipe(
     (
         Phase(SEEDLING, 700, 2048, COPYING),
         Phase(SEEDLING, 1200, 4096, BROAD),
-        Phase(SEEDLING, 1000, 4096, SKILLS),
-        Phase(DEMO, 500, 4096, SKILLS),
+        Phase(SEEDLING, 1500, 4096, SKILLS),
+        Phase(DEMO, 600, 4096, SKILLS),
+        Phase(DEMO, 650, 4096, LAGGING),
     ),
     # The first is short: the run began with a shorter plan, and the recipe says what was done.
-    decays=(Decay(1300, 1350, 1800), Decay(2600, 3400, 3400)),
+    decays=(Decay(1300, 1350, 1800), Decay(3000, 4000, 4000), Decay(3999, 4650, 4650, 0.6)),
 )
-DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 1200, 4096, BROAD),), decays=(Decay(400, 1200, 1200),))
+DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 400, 4096, BROAD),), decays=(Decay(200, 400, 400),))

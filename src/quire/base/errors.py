@@ -83,3 +83,9 @@ class StepError(QuireError):
 
 class EngineDeadError(QuireError):
     """The engine process or thread ended; every open request ends with this error."""
+
+
+def error_class(name: str | None, *, otherwise: type[QuireError]) -> type[QuireError]:
+    """The class a message from another process names; `otherwise` where the tree has none of that name."""
+    cls = globals().get(name or "")
+    return cls if isinstance(cls, type) and issubclass(cls, QuireError) else otherwise

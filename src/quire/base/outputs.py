@@ -52,7 +52,7 @@ class TokenOutput:
     logprobs: list[TokenLogprobs] | None = None
     """One entry per new token when asked for."""
     prompt_logprobs: list[TokenLogprobs] | None = None
-    """Sent once, with the first tokens: one entry per prompt token from the second on."""
+    """Sent once, with sample 0's first token: one entry per prompt token from the second on."""
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     """The id of the stop token when one of `stop_token_ids` ended the sample."""
@@ -86,9 +86,8 @@ class CompletionOutput:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
-    @property
     def finished(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether nothing more will come (a method, as in vLLM)."""
         return self.finish_reason is not None
 
 

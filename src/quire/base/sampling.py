@@ -6,6 +6,7 @@ Names and meanings follow vLLM's. This file knows the limits of each field, not 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,9 +66,11 @@ def _strings(name: str, value: Any, most: int) -> list[str]:
     return items
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SamplingParams:
     """How tokens of one request are chosen and when it stops.
+
+    Fields may be set afterwards, as with vLLM's; an engine checks them again and runs a copy (`clone`).
 
     Raises:
         InvalidRequestError: from the constructor, naming the field, what was found and what is allowed.
@@ -107,9 +110,9 @@ class SamplingParams:
         """Normalise lists and refuse what cannot be honoured."""
         self._check_numbers()
         stop = _strings("stop", self.stop, MAX_STOP_STRINGS)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "bad_words", _strings("bad_words", self.bad_words, MAX_BAD_WORDS))
-        object.__setattr__(self, "stop_token_ids", list(self.stop_token_ids or ()))
+        self.stop = stop
+        self.bad_words = _strings("bad_words", self.bad_words, MAX_BAD_WORDS)
+        self.stop_token_ids = list(self.stop_token_ids or ())
         if stop and not self.detokenize:
             raise InvalidRequestError("stop strings need detokenize=True", param="stop")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -155,7 +158,14 @@ class SamplingParams:
                 ) from None
             _number("logit_bias", value, -math.inf, math.inf)
             bias[token_id] = min(100.0, max(-100.0, float(value)))
-        object.__setattr__(self, "logit_bias", bias)
+        self.logit_bias = bias
+
+    def clone(self) -> SamplingParams:
+        """An equal one of its own, checked anew; raises InvalidRequestError as the constructor."""
+        copy = dataclasses.replace(self)
+        if copy.allowed_token_ids is not None:
+            copy.allowed_token_ids = list(copy.allowed_token_ids)
+        return copy
 
     @property
     def is_greedy(self) -> bool:

@@ -4,6 +4,8 @@ Both sides attend with the same queries over the same keys and values of one lay
 attention over dense tensors, which a server could only use if it reserved the longest length for every request; the
 paged side is an attention backend, with pages in order and with pages scattered over the pool. Variants take turns
 within a round, and each one's fastest round counts: other work on the machine only ever adds time.
+
+The allocator is timed beside them: what `KVCacheManager` does on the host in a step in which every row decodes a token.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import functools
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +23,13 @@ from torch import Tensor
 from quire.attention import select_backend
 from quire.attention.interface import AttentionBackend, AttentionBatch, AttentionSpec
 from quire.base.errors import ConfigError
+from quire.base.request import Request
+from quire.base.sampling import SamplingParams
 from quire.bench.report import table
+from quire.cache.manager import KVCacheManager
+
+_ALLOCATOR_ROUNDS = 10
+"""Rounds of the allocator's measurement; each one adds a page to every request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +74,8 @@ class PageSizeResult:
     wasted_tokens: float
     """Mean unused places in a request's last page, over lengths drawn evenly up to the context."""
     pages_per_request: int
+    allocator_seconds: float
+    """Host time of the page bookkeeping of one decode step: mean over as many steps as fill a page."""
 
     @property
     def ratio(self) -> float:
@@ -186,7 +196,54 @@ def _measure(
         largest_difference=float((outputs["scattered"] - outputs["contiguous"]).abs().max()),
         wasted_tokens=statistics.fmean(-length % page_size for length in lengths),
         pages_per_request=-(-shape.context // page_size),
+        allocator_seconds=allocator_seconds(shape.rows, shape.context, page_size, rounds=rounds),
     )
+
+
+def allocator_seconds(rows: int, context: int, page_size: int, *, rounds: int) -> float:
+    """Mean seconds per decode step of allocating and committing one token for each of `rows` requests.
+
+    The requests hold `context` tokens at first. A round takes `page_size` steps, in which each request opens one page
+    and publishes one; the fastest of at most `rounds` rounds counts.
+    """
+    rounds = min(rounds, _ALLOCATOR_ROUNDS)
+    num_pages = rows * (-(-context // page_size) + rounds + 1)
+    cache = KVCacheManager(num_pages, page_size)
+    requests = [_request(row, context) for row in range(rows)]
+    for request in requests:
+        cache.allocate(request, context)
+        request.num_computed_tokens = context
+        cache.commit(request, context)
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(page_size):
+            _decode(cache, requests)
+        best = min(best, time.perf_counter() - began)
+    return best / page_size
+
+
+def _request(row: int, context: int) -> Request:
+    return Request(
+        request_id=f"r{row}",
+        index=0,
+        params=SamplingParams(max_tokens=1),
+        token_ids=[row] * context,
+        num_prompt_tokens=context,
+        max_tokens=1,
+        seed=0,
+        arrival_time=0.0,
+    )
+
+
+def _decode(cache: KVCacheManager, requests: Sequence[Request]) -> None:
+    """The page bookkeeping of one step: a token more for every request."""
+    for request in requests:
+        request.token_ids.append(1)
+        allocation = cache.allocate(request, len(request.token_ids))
+        assert allocation is not None, "the pool was made for this many steps"
+        request.num_computed_tokens = len(request.token_ids)
+        cache.commit(request, request.num_computed_tokens)
 
 
 def _take_turns(runs: Mapping[str, Callable[[], object]], *, rounds: int, max_seconds: float) -> dict[str, float]:
@@ -210,15 +267,17 @@ def describe(result: PagingResult) -> str:
         [
             str(one.page_size), one.contiguous_seconds * 1000, one.in_order_seconds * 1000,
             one.scattered_seconds * 1000, one.ratio, one.wasted_tokens, one.pages_per_request,
-            f"{one.largest_difference:.1e}",
+            one.allocator_seconds * 1e6, f"{one.largest_difference:.1e}",
         ]
         for one in result.sizes
     ]  # fmt: skip
-    header = ["page size", "contiguous ms", "in order ms", "scattered ms", "ratio", "waste", "pages", "difference"]
+    header = ["page size", "contiguous ms", "in order ms", "scattered ms", "ratio", "waste", "pages"]
+    header += ["allocator us", "difference"]
     return (
         f"one decode step of one layer: {shape.rows} rows x {shape.context} tokens, {shape.num_heads} heads over "
         f"{shape.num_kv_heads} kv heads x {shape.head_dim}, {shape.dtype}, backend {result.backend}\n\n"
         f"{table(header, rows)}\n\n"
         "ratio: scattered pages over contiguous memory. waste: mean unused tokens in a request's last page.\n"
-        "pages: of a request of the full length. difference: largest between paged and contiguous output."
+        "pages: of a request of the full length. allocator: host time per step for the pages of all rows.\n"
+        "difference: largest between paged and contiguous output."
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 PERCENTILES = (50, 90, 99)
@@ -76,13 +76,16 @@ def spread_rows(spreads: dict[str, Spread], *, factor: float = 1.0) -> list[list
 
 
 def as_json(result: Any) -> str:
-    """A result dataclass as JSON; quantities that were never measured (nan) are null."""
-    return json.dumps(_without_nan(asdict(result)), indent=2)
+    """A result dataclass as JSON, its derived numbers (properties) included; what was never measured (nan) is null."""
+    return json.dumps(_plain(result), indent=2)
 
 
-def _without_nan(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        derived = [name for name, kind in vars(type(value)).items() if isinstance(kind, property)]
+        return {name: _plain(getattr(value, name)) for name in [*(one.name for one in fields(value)), *derived]}
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

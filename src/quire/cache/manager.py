@@ -100,10 +100,11 @@ class KVCacheManager:
         """The published pages that hold the request's first tokens; changes nothing.
 
         At least one token is always left to compute, because only a computed token gives logits. Requests that want
-        log-probabilities of their prompt, or asked not to read the cache, find nothing.
+        log-probabilities of their prompt (sample 0 brings them), or asked not to read the cache, find nothing.
         """
         params = request.params
-        if not self.enable_prefix_caching or params.skip_reading_prefix_cache or params.prompt_logprobs is not None:
+        wants_logits = params.prompt_logprobs is not None and request.index == 0
+        if not self.enable_prefix_caching or params.skip_reading_prefix_cache or wants_logits:
             return NO_HIT
         if request not in self._chains:
             self._chains[request] = [self.prefix.root_key(request.cache_salt)]

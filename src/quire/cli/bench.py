@@ -1,4 +1,4 @@
-"""Measure on this machine: offline throughput, a running server under load, or the cost of paging.
+"""Measure on this machine: offline throughput, a running server under load, what paging costs, or a cold start.
 
 Every number is of this run; a ratio compares two sides of the same run. Counts and times are bounded by the flags.
 """
@@ -11,28 +11,30 @@ import dataclasses
 import typing
 from typing import Any
 
-from quire.base.config import PAGE_SIZES
+from quire.base.config import BUILTIN_MODEL, PAGE_SIZES
 from quire.base.log import configure_logging
 from quire.cli.flags import add_engine_flags, read_options
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `quire bench`."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,paging}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,paging,startup}")
     offline = kinds.add_parser("offline", help="one request at a time against all at once, engine in this process")
     serving = kinds.add_parser("serving", help="latency and goodput of an OpenAI-style server under load")
     paging = kinds.add_parser("paging", help="attention over pages against contiguous memory, by page size")
+    startup = kinds.add_parser("startup", help="from starting `quire serve` to the first text, phase by phase")
     _configure_offline(offline)
     _configure_serving(serving)
     _configure_paging(paging)
-    for kind in (offline, serving, paging):
+    _configure_startup(startup)
+    for kind in (offline, serving, paging, startup):
         kind.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     configure_logging("warning")
-    runs = {"offline": _run_offline, "serving": _run_serving, "paging": _run_paging}
+    runs = {"offline": _run_offline, "serving": _run_serving, "paging": _run_paging, "startup": _run_startup}
     return runs[args.kind](args)
 
 
@@ -170,4 +172,18 @@ def _run_paging(args: argparse.Namespace) -> int:
     sizes = tuple(args.page_size)
     result = paging.run_paging(shape, sizes, backend=args.backend, rounds=args.rounds, max_seconds=args.max_seconds)
     print(report.as_json(result) if args.json else paging.describe(result))
+    return 0
+
+
+def _configure_startup(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default=BUILTIN_MODEL, metavar="MODEL", help="Default: the built-in one.")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="Starts, one after the other. Default: 3.")
+    parser.add_argument("--max-seconds", type=float, default=60.0, metavar="X", help="Limit per start. Default: 60.")
+
+
+def _run_startup(args: argparse.Namespace) -> int:
+    from quire.bench import report, startup
+
+    result = asyncio.run(startup.run_startup(args.model, runs=args.runs, max_seconds=args.max_seconds))
+    print(report.as_json(result) if args.json else startup.describe(result))
     return 0

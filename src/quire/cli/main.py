@@ -46,16 +46,28 @@ class Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"See: {self.prog} --help\n{self.prog}: error: {message}\n")
 
     def shorten_usage(self) -> None:
-        """Keep thirty options out of the usage line; the sections below it describe them."""
-        names = [str(action.metavar or action.dest).upper() for action in self._get_positional_actions()]
-        self.usage = " ".join([self.prog, "[OPTIONS]", *(f"[{name}]" for name in names)])
+        """Keep thirty options out of the usage line, of subcommands too; the sections below it describe them."""
+        actions = self._get_positional_actions()
+        names = [str(action.metavar or action.dest.upper()) for action in actions]
+        shown = [
+            f"{action.option_strings[0]} {action.metavar}" for action in self._get_optional_actions() if action.required
+        ]
+        shown += [name if action.required else f"[{name}]" for name, action in zip(names, actions, strict=True)]
+        self.usage = " ".join([self.prog, "[OPTIONS]", *shown])
+        for parser in self._subparsers_of():
+            parser.shorten_usage()
+
+    def _subparsers_of(self) -> list[Parser]:
+        choices = (action.choices for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return [parser for named in choices for parser in named.values()]
 
     def refuse_unknown(self, arguments: Sequence[str]) -> None:
         """Exit with an error for arguments no option took, naming the nearest option."""
         if not arguments:
             return
         name = arguments[0].split("=")[0]
-        near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+        known = [option for parser in (self, *self._subparsers_of()) for option in parser._option_string_actions]
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         self.error(f"unknown argument {arguments[0]!r}{hint}")
 

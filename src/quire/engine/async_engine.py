@@ -20,9 +20,9 @@ from quire.base.sampling import SamplingParams
 from quire.engine.client import EngineClient, ProcessClient, ThreadClient
 from quire.engine.collector import RequestCollector
 from quire.engine.info import EngineInfo
-from quire.engine.messages import AbortMessage, AddMessage, StepMessage
+from quire.engine.messages import AddMessage, StepMessage
 from quire.engine.open_requests import OpenRequests, OutputStream
-from quire.engine.requests import Prompt, RequestOptions, RequestPreparer
+from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, check_remote_logprobs
 from quire.text.chat import ChatTemplate
 from quire.text.messages import to_template_messages
 from quire.text.tokenizer import Tokenizer
@@ -121,7 +121,7 @@ class AsyncEngine:
     async def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
         request_id: str,
         delta: bool = False,
@@ -135,7 +135,7 @@ class AsyncEngine:
             InvalidRequestError, OverloadedError: before anything is queued.
             DeadlineExceededError, StepError, EngineDeadError: while generating.
         """
-        outputs = await self.submit(prompt, params, request_id=request_id, delta=delta, **options)
+        outputs = await self.submit(prompt, sampling_params, request_id=request_id, delta=delta, **options)
         try:
             async for output in outputs:
                 yield output
@@ -145,7 +145,7 @@ class AsyncEngine:
     async def submit(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        sampling_params: SamplingParams | None = None,
         *,
         request_id: str,
         delta: bool = False,
@@ -155,20 +155,18 @@ class AsyncEngine:
         self._check_accepting()
         if isinstance(prompt, str):
             prompt = {"prompt": prompt, "prompt_token_ids": await self.tokenize(prompt)}
-        prepared = self._preparer.prepare(
-            prompt,
-            params or self.info.default_params(),
-            request_id=request_id,
-            options=RequestOptions(**options),
-        )
-        opened = self.requests.add(RequestCollector(prepared, self.tokenizer))
+            self._check_accepting()  # the engine may have died, and the queue filled up, in the meantime
+        params = sampling_params or self.info.default_params()
+        prepared = self._preparer.prepare(prompt, params, request_id=request_id, options=RequestOptions(**options))
+        if self._client.is_remote:
+            check_remote_logprobs(prepared.engine)
+        opened = self.requests.add(RequestCollector(prepared, self.tokenizer, delta=delta))
         self._client.send(AddMessage([prepared.engine]))
-        return OutputStream(self.requests, opened, delta=delta)
+        return OutputStream(self.requests, opened)
 
     async def abort(self, request_id: str) -> None:
         """End a request at any moment; its iterator ends with finish reason `abort`. Unknown ids are no error."""
-        if request_id in self.requests:
-            self._client.send(AbortMessage([request_id]))
+        self.requests.abort(request_id)
 
     async def drain(self, timeout: float) -> None:
         """Refuse new requests, give the open ones `timeout` seconds, then end the rest with an error (REL-7)."""

@@ -18,12 +18,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from quire.base import errors
 from quire.base.config import EngineConfig
-from quire.base.errors import EngineDeadError, QuireError
+from quire.base.errors import EngineDeadError, QuireError, error_class
 from quire.engine.info import EngineInfo
 from quire.engine.messages import (
-    FrameError,
     FromEngine,
     PhaseMessage,
     ReadyMessage,
@@ -51,6 +49,9 @@ OnPhase = Callable[[str], None]
 class EngineClient(Protocol):
     """A running engine core, wherever it runs."""
 
+    is_remote: bool
+    """Whether it runs in another process."""
+
     async def start(self, config: EngineConfig, *, on_step: OnStep, on_death: OnDeath, on_phase: OnPhase) -> EngineInfo:
         """Start the core; returns when it drew its first token.
 
@@ -67,12 +68,13 @@ class EngineClient(Protocol):
 
 def start_error(message: StartFailedMessage) -> QuireError:
     """The exception a failed start stands for: the class it names, or EngineDeadError for one we do not know."""
-    cls = getattr(errors, message.kind, EngineDeadError)
-    return cls(message.message) if issubclass(cls, QuireError) else EngineDeadError(message.message)
+    return error_class(message.kind, otherwise=EngineDeadError)(message.message)
 
 
 class ThreadClient:
     """An engine core in a thread of this process (imports torch)."""
+
+    is_remote = False
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -111,7 +113,7 @@ class ThreadClient:
         if self._thread is not None:
             self.send(StopMessage())
             await asyncio.to_thread(self._thread.join)
-            self._thread = None
+        self._thread = self._core = None  # the model's memory goes with the core
 
 
 def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: object) -> None:
@@ -121,6 +123,8 @@ def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args:
 
 class ProcessClient:
     """An engine core in its own process, reached over a private socket pair (SEC-2); never imports torch here."""
+
+    is_remote = True
 
     def __init__(self, *, log_level: str = "info", log_style: str = "text") -> None:
         self._log = {"log_level": log_level, "log_style": log_style}
@@ -135,15 +139,15 @@ class ProcessClient:
         return self._process.pid if self._process else None
 
     async def start(self, config: EngineConfig, *, on_step: OnStep, on_death: OnDeath, on_phase: OnPhase) -> EngineInfo:
-        """Spawn the process and wait until it is ready."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            command = [sys.executable, "-m", "quire.engine.worker", str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        settings = msgspec.msgpack.encode(WorkerConfig(config=config, parent_pid=os.getpid(), **self._log))
-        self._writer.write(len(settings).to_bytes(4, "little") + settings)
+        """Spawn the process and wait until it is ready.
+
+        The kernel ends the process with the thread that spawned it (REL-3): the one this event loop runs in, which must
+        therefore live as long as the engine. A loop does not usually change threads.
+        """
         try:
+            reader = await self._spawn()
+            settings = msgspec.msgpack.encode(WorkerConfig(config=config, parent_pid=os.getpid(), **self._log))
+            self._write(len(settings).to_bytes(4, "little") + settings)
             info = await self._wait_ready(reader, on_phase)
         except BaseException:
             await self.close()
@@ -153,8 +157,7 @@ class ProcessClient:
 
     def send(self, message: ToEngine) -> None:
         """Write a message to the engine's socket; messages to a dead engine go nowhere, its death is reported apart."""
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(encode(message))
+        self._write(encode(message))
 
     async def close(self) -> None:
         """Ask the process to end, and end it when it does not."""
@@ -166,6 +169,23 @@ class ProcessClient:
             self._writer.close()
         if self._process is not None:
             await asyncio.to_thread(_end_process, self._process)
+
+    async def _spawn(self) -> asyncio.StreamReader:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            # -P: a file named like a module, in the directory someone happens to work in, must not be run (SEC-5).
+            command = [sys.executable, "-P", "-m", "quire.engine.worker", str(theirs.fileno())]
+            try:
+                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            except BaseException:
+                ours.close()
+                raise
+        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
+        return reader
+
+    def _write(self, frame: bytes) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(frame)
 
     async def _wait_ready(self, reader: asyncio.StreamReader, on_phase: OnPhase) -> EngineInfo:
         while True:
@@ -187,8 +207,11 @@ class ProcessClient:
             while (message := await _receive(reader)) is not None:
                 if isinstance(message, StepMessage):
                     on_step(message)
-        except (FrameError, OSError) as error:
-            reason = str(error)
+        except Exception as error:  # nobody awaits this task: what it does not report, nobody hears of
+            logger.exception("the engine's messages cannot be read")
+            reason = f"{type(error).__name__}: {error}"
+        if self._writer is not None:
+            self._writer.close()  # tells an engine that is still there to end
         if not self._closing:
             on_death(f"the engine process ended unexpectedly ({await self._exit_status()}): {reason}")
 

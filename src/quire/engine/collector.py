@@ -1,7 +1,8 @@
 """Assembles what users see of one request from the engine's per-step tokens: text, stop strings, log-probabilities.
 
-Deltas wait here until the consumer takes them and merge while it lags, so a slow reader holds at most one request's
-output (REL-9). Knows tokens and text; nothing of tasks, sockets or processes.
+Deltas wait here until the consumer takes them and merge while it lags; what waits is counted in bytes (REL-9). A
+consumer of deltas is handed what it takes, one of whole outputs gets a copy. Knows tokens and text; nothing of tasks,
+sockets or processes.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _LOGPROB_BYTES = 160
 
 
 @dataclass(slots=True)
-class _Pending:
-    """What a sample brought since the last take."""
+class _Held:
+    """What a sample brought: since the last take where deltas are taken, else since the beginning."""
 
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
@@ -31,17 +32,20 @@ class _Pending:
 
 
 class SampleCollector:
-    """One sample: its text so far, and what is new since the last take."""
+    """One sample: its text so far, or what of it is new since the last take."""
 
-    def __init__(self, prepared: PreparedRequest, index: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, prepared: PreparedRequest, index: int, tokenizer: Tokenizer, *, delta: bool) -> None:
         params = prepared.engine.params
         self.index = index
         self.finish_reason: str | None = None
         self.stop_reason: int | str | None = None
         self.num_tokens = 0
         self.metrics: RequestMetrics | None = None
+        self.untaken_bytes = 0
+        """Estimate of what waits for the consumer."""
         self._params = params
         self._tokenizer = tokenizer
+        self._is_delta = delta
         self._stops = StopChecker(params.stop, include_stop=params.include_stop_str_in_output)
         self._detokenizer = (
             Detokenizer(
@@ -53,8 +57,7 @@ class SampleCollector:
             if params.detokenize
             else None
         )
-        self._new = _Pending()
-        self._all = _Pending()
+        self._held = _Held()
         self._cumulative_logprob = 0.0
 
     def push(self, output: TokenOutput) -> bool:
@@ -72,40 +75,43 @@ class SampleCollector:
             self._finish(output)
         return False
 
-    def take(self, *, delta: bool) -> CompletionOutput:
-        """The sample's output: what is new since the last take, or everything."""
-        new = self._new
-        self._all.text += new.text
-        self._all.token_ids += new.token_ids
-        self._all.logprobs += new.logprobs
-        self._new = _Pending()
-        shown = new if delta else self._all
-        if not delta:
-            self._all.text = ["".join(self._all.text)]
+    def fail(self, output: TokenOutput) -> None:
+        """End the sample with the engine's error."""
+        self.metrics = output.metrics or self.metrics
+        self.finish_reason = FinishReason.ERROR.value
+
+    def take(self) -> CompletionOutput:
+        """The sample's output: what is new since the last take, or everything so far."""
+        held, self.untaken_bytes = self._held, 0
+        if self._is_delta:
+            self._held = _Held()
+        else:
+            held.text = ["".join(held.text)]
+            held = _Held(held.text, list(held.token_ids), list(held.logprobs))
         wants_logprobs = self._params.logprobs is not None
         return CompletionOutput(
             index=self.index,
-            text="".join(shown.text),
-            token_ids=list(shown.token_ids),
+            text="".join(held.text),
+            token_ids=held.token_ids,
             cumulative_logprob=self._cumulative_logprob if wants_logprobs else None,
-            logprobs=list(shown.logprobs) if wants_logprobs else None,
+            logprobs=held.logprobs if wants_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
         )
 
-    @property
-    def pending_bytes(self) -> int:
-        """Estimate of what waits for the consumer."""
-        per_token = _TOKEN_BYTES + _LOGPROB_BYTES * ((self._params.logprobs or 0) + 1 if self._new.logprobs else 0)
-        return len(self._new.token_ids) * per_token
+    def discard(self) -> None:
+        """Let go of what nobody will take."""
+        self._held, self.untaken_bytes = _Held(), 0
 
     def _add_token(self, token_id: int, output: TokenOutput, position: int) -> None:
         self.num_tokens += 1
-        self._new.token_ids.append(token_id)
+        self.untaken_bytes += _TOKEN_BYTES
+        self._held.token_ids.append(token_id)
         if output.logprobs is not None:
             entry = output.logprobs[position]
+            self.untaken_bytes += _LOGPROB_BYTES * len(entry.token_ids)
             self._cumulative_logprob += entry.logprobs[0]
-            self._new.logprobs.append(to_logprobs(entry, self._tokenizer))
+            self._held.logprobs.append(to_logprobs(entry, self._tokenizer))
 
     def _add_text(self, token_id: int, *, is_stop_token: bool) -> bool:
         """Add a token's text; True when it completed a stop string."""
@@ -116,7 +122,7 @@ class SampleCollector:
     def _add_checked(self, text: str) -> bool:
         shown, matched = self._stops.push(text)
         if shown:
-            self._new.text.append(shown)
+            self._held.text.append(shown)
         if matched is None:
             return False
         self.finish_reason, self.stop_reason = FinishReason.STOP.value, matched
@@ -124,52 +130,57 @@ class SampleCollector:
 
     def _finish(self, output: TokenOutput) -> None:
         if self._detokenizer is not None and not self._add_checked(self._detokenizer.flush()):
-            self._new.text.append(self._stops.flush())
+            self._held.text.append(self._stops.flush())
         if self.finish_reason is None and output.finish_reason is not None:
             self.finish_reason, self.stop_reason = output.finish_reason.value, output.stop_reason
 
 
 class RequestCollector:
-    """One request: its samples, and whether anything is new."""
+    """One request: its samples, and whether anything is new. With `delta` each take brings only what is new."""
 
-    def __init__(self, prepared: PreparedRequest, tokenizer: Tokenizer) -> None:
+    def __init__(self, prepared: PreparedRequest, tokenizer: Tokenizer, *, delta: bool = False) -> None:
         self.prepared = prepared
         self.error: TokenOutput | None = None
-        self.samples = [SampleCollector(prepared, i, tokenizer) for i in range(prepared.engine.params.n)]
+        self.samples = [SampleCollector(prepared, i, tokenizer, delta=delta) for i in range(prepared.engine.params.n)]
         self.num_cached_tokens = 0
         self._tokenizer = tokenizer
+        self._is_delta = delta
         self._fresh: dict[int, SampleCollector] = {}
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-        engine = prepared.engine
-        if engine.params.prompt_logprobs is not None and len(engine.prompt_token_ids) == 1:
-            self._prompt_logprobs = [None]  # the first token has none, and there is nothing the engine could send
 
     @property
     def request_id(self) -> str:
-        """The engine's id of the request."""
+        """The caller's id of the request."""
+        return self.prepared.request_id
+
+    @property
+    def engine_id(self) -> str:
+        """The engine's id of the request, never used twice."""
         return self.prepared.engine.request_id
 
     @property
     def is_finished(self) -> bool:
-        """Whether every sample ended, or the request failed."""
-        return self.error is not None or all(sample.finish_reason is not None for sample in self.samples)
+        """Whether the consumer has nothing more to wait for: every sample ended, or the request failed."""
+        return self.error is not None or self.is_over
 
     @property
-    def has_news(self) -> bool:
-        """Whether a take would bring anything."""
-        return bool(self._fresh) or self.error is not None
+    def is_over(self) -> bool:
+        """Whether the engine is done with it: every sample ended. One sample's error leaves the others running."""
+        return all(sample.finish_reason is not None for sample in self.samples)
 
     @property
     def is_overfull(self) -> bool:
         """Whether the consumer left more lying than one request may hold."""
-        return sum(sample.pending_bytes for sample in self._fresh.values()) > MAX_PENDING_BYTES
+        return sum(sample.untaken_bytes for sample in self._fresh.values()) > MAX_PENDING_BYTES
 
     def push(self, output: TokenOutput) -> bool:
         """Take in one sample's news; True when a stop string ended that sample and the engine must be told."""
-        if output.finish_reason is FinishReason.ERROR:
-            self.error = output
-            return False
         sample = self.samples[output.index]
+        if output.finish_reason is FinishReason.ERROR:
+            if sample.finish_reason is None:  # else a stop string ended it before the engine failed it
+                sample.fail(output)
+                self.error = self.error or output
+            return False
         if output.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *(to_logprobs(e, self._tokenizer) for e in output.prompt_logprobs)]
         if output.index == 0:
@@ -178,16 +189,16 @@ class RequestCollector:
         self._fresh[output.index] = sample
         return ended_by_text
 
-    def take(self, *, delta: bool) -> RequestOutput:
-        """The request's output: only samples with news when `delta`, else all of it."""
-        samples = [self._fresh[index] for index in sorted(self._fresh)] if delta else self.samples
-        outputs = [sample.take(delta=delta) for sample in samples]
+    def take(self) -> RequestOutput:
+        """The request's output: with `delta` only samples with news, else all of it."""
+        samples = [self._fresh[index] for index in sorted(self._fresh)] if self._is_delta else self.samples
+        outputs = [sample.take() for sample in samples]
         self._fresh = {}
         prompt_logprobs, engine = self._prompt_logprobs, self.prepared.engine
-        if delta:
+        if self._is_delta:
             self._prompt_logprobs = None
         return RequestOutput(
-            request_id=engine.request_id,
+            request_id=self.request_id,
             prompt=self.prepared.prompt,
             prompt_token_ids=engine.prompt_token_ids,
             outputs=outputs,
@@ -196,3 +207,9 @@ class RequestCollector:
             num_cached_tokens=self.num_cached_tokens,
             metrics=next((s.metrics for s in self.samples if s.metrics is not None), None),
         )
+
+    def discard(self) -> None:
+        """Let go of everything that waits: nobody will take it."""
+        self._prompt_logprobs = None
+        for sample in self.samples:
+            sample.discard()

@@ -6,11 +6,12 @@ import logging
 import queue
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from quire.base.errors import StepError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import TokenOutput
+from quire.base.request import EngineRequest
 from quire.base.step import SampledTokens, SchedulerOutput
 from quire.engine.messages import AbortMessage, AddMessage, StopMessage, ToEngine
 from quire.scheduler.scheduler import Scheduler
@@ -53,7 +54,7 @@ class EngineCore:
         self.scheduler = scheduler
         self.runner = runner
         self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-        self.advance = self.step_overlapped if overlap else self.step
+        self._take_step = self.step_overlapped if overlap else self.step
         self.is_stopped = False
         self._in_flight: tuple[SchedulerOutput, PendingStep] | None = None
         self._ended: list[TokenOutput] = []  # ended outside a step: aborted, refused, out of time
@@ -61,6 +62,14 @@ class EngineCore:
         self._num_steps = 0
         self._step_seconds = 0.0
         self._device_seconds = 0.0
+
+    def advance(self) -> list[TokenOutput]:
+        """Take one step, plain or overlapped as chosen at the start, and count its time."""
+        began = time.perf_counter()
+        try:
+            return self._take_step()
+        finally:
+            self._step_seconds += time.perf_counter() - began
 
     def step(self) -> list[TokenOutput]:
         """Take one step: who runs, run them, append what they drew."""
@@ -95,9 +104,8 @@ class EngineCore:
                 if self._debug:
                     self.scheduler.check()
                 self._handle(self.inbox.get())
-            steps, began = self._num_steps, time.perf_counter()
+            steps = self._num_steps
             outputs = self.advance()
-            self._step_seconds += time.perf_counter() - began
             if outputs or self._num_steps != steps:
                 deliver(outputs, self.stats())
 
@@ -108,6 +116,12 @@ class EngineCore:
         stats.step_seconds = self._step_seconds
         stats.host_seconds = max(0.0, self._step_seconds - self._device_seconds)
         return stats
+
+    def dump(self) -> dict[str, Any]:
+        """The state for a log or a debugger: the scheduler's, and what waits in the loop; no token ids."""
+        in_flight = None if self._in_flight is None else self._in_flight[0].step
+        loop = {"num_steps": self._num_steps, "in_flight": in_flight, "num_messages": self.inbox.qsize()}
+        return {"loop": loop | {"is_stopped": self.is_stopped}, "scheduler": self.scheduler.dump()}
 
     def _launch(self, work: SchedulerOutput) -> PendingStep:
         began = time.perf_counter()
@@ -144,12 +158,18 @@ class EngineCore:
         match message:
             case AddMessage(requests):
                 for request in requests:
-                    self._ended += self.scheduler.add(request)
+                    self._add(request)
             case AbortMessage(request_ids, samples):
                 self._ended += self.scheduler.abort(request_ids)
                 self._ended += self.scheduler.abort_samples(samples)
             case StopMessage():
                 self.is_stopped = True
+
+    def _add(self, request: EngineRequest) -> None:
+        try:
+            self._ended += self.scheduler.add(request)
+        except ValueError as error:  # a message that came twice: the first one counts, and the others' requests go on
+            logger.error("request dropped: %s", error)
 
     def _take_ended(self) -> list[TokenOutput]:
         ended, self._ended = self._ended, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +18,7 @@ from quire.base.sampling import BeamSearchParams, SamplingParams, as_list_of_par
 from quire.engine.beam import beam_search
 from quire.engine.build import build_core
 from quire.engine.collector import RequestCollector
+from quire.engine.interrupts import InterruptBetweenSteps
 from quire.engine.messages import AbortMessage, AddMessage
 from quire.engine.open_requests import failure_of
 from quire.engine.requests import Prompt, RequestOptions, RequestPreparer
@@ -45,7 +46,8 @@ class LLM:
         self.chat_template = ChatTemplate.load(self.info.tokenizer_path, override_path=config.model.chat_template)
         self._preparer = RequestPreparer(self.info, self.tokenizer)
         self._ids = itertools.count()
-        self._is_closed = False
+        self._unusable: str | None = None
+        self._is_stepping = False
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -58,6 +60,7 @@ class LLM:
     @property
     def stats(self) -> EngineStats:
         """The engine's counters and gauges."""
+        self._check_open()
         return self._core.stats()
 
     def generate(
@@ -65,13 +68,14 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
         priority: Sequence[int] | None = None,
         cache_salt: str | None = None,
     ) -> list[RequestOutput]:
         """Generate for one prompt or many; outputs come in the order of the prompts.
 
-        A prompt and max_tokens that exceed the model's length end at that length with finish reason `length`.
+        `use_tqdm` draws a progress bar; something to call like tqdm draws its own. A prompt and max_tokens that exceed
+        the model's length end at that length with finish reason `length`.
 
         Raises:
             InvalidRequestError: a prompt or its parameters cannot be honoured; nothing was run then.
@@ -88,7 +92,7 @@ class LLM:
             prepared = self._preparer.prepare(prompt, one, request_id=str(next(self._ids)), options=options)
             collectors.append(RequestCollector(prepared, self.tokenizer))
         self._run(collectors, use_tqdm=use_tqdm)
-        return [collector.take(delta=False) for collector in collectors]
+        return [collector.take() for collector in collectors]
 
     def chat(
         self,
@@ -99,7 +103,7 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: dict[str, Any] | None = None,
-        use_tqdm: bool = True,
+        use_tqdm: bool | Callable[..., Any] = True,
     ) -> list[RequestOutput]:
         """Generate the next message of one conversation or many, rendered by the model's chat template.
 
@@ -109,7 +113,8 @@ class LLM:
         """
         if self.chat_template is None:
             raise errors.TemplateError(f"the model {self.info.served_names[0]} has no chat template; use generate")
-        conversations: list[Messages] = [messages] if isinstance(messages[0], dict) else list(messages)  # type: ignore
+        is_one = bool(messages) and isinstance(messages[0], Mapping)
+        conversations: list[Messages] = [messages] if is_one else list(messages)  # type: ignore[list-item,arg-type]
         prompts: list[Prompt] = []
         for conversation in conversations:
             rendered, _ = to_template_messages(conversation, self.chat_template, tools=tools)
@@ -131,9 +136,8 @@ class LLM:
         return [beam_search(self, self._preparer.encode(prompt)[0], params) for prompt in _as_prompts(prompts)]
 
     def close(self) -> None:
-        """Let go of the model and its memory; further calls raise EngineDeadError."""
-        self._is_closed = True
-        del self._core
+        """Let go of the model and its memory; further calls raise EngineDeadError, except to close again."""
+        self._give_up("this LLM was closed")
 
     def __enter__(self) -> LLM:
         return self
@@ -144,25 +148,45 @@ class LLM:
         self.close()
 
     def _check_open(self) -> None:
-        if self._is_closed:
-            raise EngineDeadError("this LLM was closed")
+        if self._unusable is not None:
+            raise EngineDeadError(self._unusable)
 
-    def _run(self, collectors: list[RequestCollector], *, use_tqdm: bool) -> None:
-        open_requests = {collector.request_id: collector for collector in collectors}
+    def _give_up(self, reason: str) -> None:
+        if self._unusable is None:
+            self._unusable = reason
+            del self._core
+
+    def _run(self, collectors: list[RequestCollector], *, use_tqdm: bool | Callable[..., Any]) -> None:
+        open_requests = {collector.engine_id: collector for collector in collectors}
         self._core.inbox.put(AddMessage([collector.prepared.engine for collector in collectors]))
+        make_bar = use_tqdm if callable(use_tqdm) else tqdm
         try:
-            with tqdm(total=len(open_requests), desc="generating", unit="req", disable=not use_tqdm) as bar:
+            with (
+                InterruptBetweenSteps() as interrupts,
+                make_bar(total=len(open_requests), desc="generating", unit="req", disable=not use_tqdm) as bar,
+            ):
                 while open_requests:
                     self._step(open_requests, bar)
-        except BaseException:
-            self._core.inbox.put(AbortMessage(list(open_requests)))
-            while self._core.has_work:
-                self._core.advance()
+                    interrupts.check()
+        except BaseException as error:
+            self._abandon(open_requests, error)
             raise
+
+    def _abandon(self, open_requests: dict[str, RequestCollector], error: BaseException) -> None:
+        """Let the engine drop what is open. After a step that was torn apart nothing it holds can be relied on."""
+        if self._is_stepping:
+            self._give_up(f"this LLM is unusable since a call to it failed: {type(error).__name__}: {error}")
+            return
+        self._core.inbox.put(AbortMessage(list(open_requests)))
+        while self._core.has_work:
+            self._core.advance()
 
     def _step(self, open_requests: dict[str, RequestCollector], bar: Any) -> None:
         stopped: list[tuple[str, int]] = []
-        for output in self._core.advance():
+        self._is_stepping = True
+        outputs = self._core.advance()
+        self._is_stepping = False
+        for output in outputs:
             collector = open_requests.get(output.request_id)
             if collector is None:
                 continue

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 
-from quire.base import errors
-from quire.base.errors import InvalidRequestError, OverloadedError, QuireError
-from quire.base.outputs import RequestMetrics, RequestOutput, TokenOutput
+from quire.base.errors import InvalidRequestError, OverloadedError, QuireError, StepError, error_class
+from quire.base.outputs import FinishReason, RequestMetrics, RequestOutput, TokenOutput
 from quire.engine.collector import RequestCollector, SampleCollector
 from quire.engine.info import EngineObserver
 from quire.engine.messages import AbortMessage
+
+logger = logging.getLogger(__name__)
 
 
 class OpenRequest:
@@ -21,7 +23,12 @@ class OpenRequest:
         self.collector = collector
         self.news = asyncio.Event()
         self.failure: QuireError | None = None
-        self._last_token_time = 0.0
+        self._last_token_times: dict[int, float] = {}
+
+    @property
+    def awaits_engine(self) -> bool:
+        """Whether the engine owes it anything; what is finished only waits for its consumer."""
+        return self.failure is None and not self.collector.is_over
 
     def fail(self, failure: QuireError) -> None:
         """End the request with an error, for whoever waits for it."""
@@ -34,7 +41,7 @@ class OpenRequest:
         self._observe_tokens(output, observer, now)
         was_open = sample.finish_reason is None
         ended_by_text = self.collector.push(output)
-        if was_open and (sample.finish_reason is not None or self.collector.error is not None):
+        if was_open and sample.finish_reason is not None:
             self.observe_finish(sample, observer)
         self.news.set()
         return ended_by_text
@@ -43,25 +50,32 @@ class OpenRequest:
         """Tell the observer that a sample ended: by itself, with an error, or because nobody wants it any more."""
         if observer is None:
             return
-        engine, error = self.collector.prepared.engine, self.collector.error
+        engine, error_kind = self.collector.prepared.engine, self._error_kind(sample)
         metrics = sample.metrics or RequestMetrics(arrival_time=engine.arrival_time)
         metrics.finished_time = metrics.finished_time or time.monotonic()
         observer.finished(
             metrics,
             prompt_tokens=len(engine.prompt_token_ids) if sample.index == 0 else 0,
             output_tokens=sample.num_tokens,
-            reason="error" if error else sample.finish_reason or "abort",
-            error_kind=error.error_kind if error else None,
+            reason="error" if error_kind else sample.finish_reason or "abort",
+            error_kind=error_kind,
         )
+
+    def _error_kind(self, sample: SampleCollector) -> str | None:
+        """The class of the error that ended the sample: the engine's, or the one the front end failed it with."""
+        if sample.finish_reason == FinishReason.ERROR:
+            return self.collector.error.error_kind if self.collector.error else None
+        return type(self.failure).__name__ if self.failure and sample.finish_reason is None else None
 
     def _observe_tokens(self, output: TokenOutput, observer: EngineObserver | None, now: float) -> None:
         if observer is None or not output.token_ids:
             return
-        if self._last_token_time == 0.0:
+        last = self._last_token_times.get(output.index)
+        if last is not None:
+            observer.inter_token(now - last, len(output.token_ids))
+        elif not self._last_token_times:
             observer.first_token(now - self.collector.prepared.engine.arrival_time)
-        else:
-            observer.inter_token(now - self._last_token_time, len(output.token_ids))
-        self._last_token_time = now
+        self._last_token_times[output.index] = now
 
 
 class OpenRequests:
@@ -72,29 +86,35 @@ class OpenRequests:
         self.emptied = asyncio.Event()
         self.emptied.set()
         self._send_abort = send_abort
-        self._open: dict[str, OpenRequest] = {}
+        self._open: dict[str, OpenRequest] = {}  # by the engine's id
+        self._engine_ids: dict[str, str] = {}  # by the caller's
         self._last_progress = time.monotonic()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._open
-
     def stalled_seconds(self) -> float:
-        """Seconds without a step while requests are open; 0 when none are."""
-        return time.monotonic() - self._last_progress if self._open else 0.0
+        """Seconds without a step while the engine owes some request anything; 0 when it owes none."""
+        if not any(opened.awaits_engine for opened in self._open.values()):
+            return 0.0
+        return time.monotonic() - self._last_progress
 
     def add(self, collector: RequestCollector) -> OpenRequest:
         """Start to wait for a request; raises InvalidRequestError when its id is in use."""
         request_id = collector.request_id
-        if request_id in self._open:
+        if request_id in self._engine_ids:
             raise InvalidRequestError(f"request id {request_id!r} is in use", param="request_id")
-        if not self._open:
+        if self.stalled_seconds() == 0.0:
             self._last_progress = time.monotonic()
-        opened = self._open[request_id] = OpenRequest(collector)
+        self._engine_ids[request_id] = collector.engine_id
+        opened = self._open[collector.engine_id] = OpenRequest(collector)
         self.emptied.clear()
         return opened
+
+    def abort(self, request_id: str) -> None:
+        """Ask the engine to end a request, whose stream then ends with reason `abort`; unknown ids are no error."""
+        if request_id in self._engine_ids:
+            self._send_abort(AbortMessage([self._engine_ids[request_id]]))
 
     def take_in(self, outputs: list[TokenOutput]) -> None:
         """Hand one step's outputs to their requests; outputs of requests that were released are dropped."""
@@ -102,43 +122,52 @@ class OpenRequests:
         stopped: list[tuple[str, int]] = []
         for output in outputs:
             opened = self._open.get(output.request_id)
-            if opened is None:
+            if opened is None or opened.failure is not None:
                 continue
-            if opened.take_in(output, self.observer, now):
-                stopped.append((output.request_id, output.index))
+            try:
+                if opened.take_in(output, self.observer, now):
+                    stopped.append((output.request_id, output.index))
+            except Exception:  # one request's text must not end what the others wait for
+                logger.exception("request %s: its output could not be taken in", opened.collector.request_id)
+                self._end(opened, StepError("the request's output could not be processed; the server's log says why"))
             if opened.collector.is_overfull:
-                self._send_abort(AbortMessage([output.request_id]))
-                opened.fail(OverloadedError("the client reads too slowly; the request was ended"))
+                self._end(opened, OverloadedError("the client reads too slowly; the request was ended"))
         if stopped:
             self._send_abort(AbortMessage(samples=stopped))
 
     def release(self, opened: OpenRequest) -> None:
-        """Forget a request; one that had not ended is aborted."""
+        """Forget a request; one that the engine still works on is aborted there."""
         collector = opened.collector
-        if self._open.get(collector.request_id) is not opened:
+        if self._open.pop(collector.engine_id, None) is None:
             return
-        del self._open[collector.request_id]
+        del self._engine_ids[collector.request_id]
         if not self._open:
             self.emptied.set()
-        if not collector.is_finished:
-            self._send_abort(AbortMessage([collector.request_id]))
+        if not collector.is_over:
+            self._send_abort(AbortMessage([collector.engine_id]))
         for sample in collector.samples:
-            if sample.finish_reason is None and collector.error is None:
+            if sample.finish_reason is None:
                 opened.observe_finish(sample, self.observer)
 
     def fail_all(self, failure: QuireError) -> None:
-        """End every open request with an error."""
+        """End every open request that has not ended with an error."""
         for opened in list(self._open.values()):
-            opened.fail(failure)
+            if not opened.collector.is_finished:
+                opened.fail(failure)
+
+    def _end(self, opened: OpenRequest, failure: QuireError) -> None:
+        """End a request with an error now, whenever its consumer comes to hear of it."""
+        opened.fail(failure)
+        opened.collector.discard()
+        self.release(opened)
 
 
 class OutputStream:
     """The outputs of one queued request, in order; leaving it early aborts the request."""
 
-    def __init__(self, requests: OpenRequests, opened: OpenRequest, *, delta: bool) -> None:
+    def __init__(self, requests: OpenRequests, opened: OpenRequest) -> None:
         self._requests = requests
         self._opened = opened
-        self._delta = delta
         self._is_ended = False
 
     def __aiter__(self) -> OutputStream:
@@ -159,7 +188,7 @@ class OutputStream:
         if failure is not None:
             await self.aclose()
             raise failure
-        output = collector.take(delta=self._delta)
+        output = collector.take()
         if output.finished:
             await self.aclose()
         return output
@@ -175,6 +204,4 @@ def failure_of(output: TokenOutput | None) -> QuireError | None:
     """The exception an ERROR output stands for; None for no output."""
     if output is None:
         return None
-    cls = getattr(errors, output.error_kind or "", errors.StepError)
-    message = output.error or "the request failed"
-    return cls(message) if issubclass(cls, QuireError) else errors.StepError(message)
+    return error_class(output.error_kind, otherwise=StepError)(output.error or "the request failed")

@@ -11,9 +11,13 @@ from typing import Any
 
 from quire.base.errors import ContextLengthError, InvalidRequestError
 from quire.base.request import EngineRequest
-from quire.base.sampling import SamplingParams, check_token_ids
+from quire.base.sampling import ALL_LOGPROBS, SamplingParams, check_token_ids
 from quire.engine.info import EngineInfo
 from quire.text.tokenizer import Tokenizer
+
+MAX_LOGPROBS_BYTES = 64 * 2**20
+"""Log-probabilities one request may have sent between processes at once."""
+_LOGPROB_BYTES = 20  # one entry in a message: id, number, rank
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 """Text, token ids, `{"prompt": text}` or `{"prompt_token_ids": ids}`."""
@@ -39,6 +43,9 @@ class PreparedRequest:
 
     engine: EngineRequest
     prompt: str | None
+    request_id: str
+    """The caller's id. The engine's own is never used twice: what it still says about a request that was left must not
+    reach a later one of the same name."""
 
 
 class RequestPreparer:
@@ -73,6 +80,7 @@ class RequestPreparer:
             InvalidRequestError: anything else the request asks for that cannot be had.
         """
         ids, text = self.encode(prompt)
+        params = params.clone()
         check_token_ids("prompt", ids, self._info.vocab_rows)
         params.check_ids(self._info.vocab_rows)
         if options.cache_salt is not None and not options.cache_salt:
@@ -80,7 +88,7 @@ class RequestPreparer:
         number = next(self._numbers)
         now = time.monotonic()
         request = EngineRequest(
-            request_id=request_id,
+            request_id=f"{request_id}/{number}",
             prompt_token_ids=ids,
             params=params,
             max_tokens=self._max_tokens(len(ids), params, caps=options.caps_length),
@@ -91,7 +99,7 @@ class RequestPreparer:
             cache_salt=options.cache_salt,
             bad_words_token_ids=self._bad_words(params.bad_words),
         )
-        return PreparedRequest(request, text)
+        return PreparedRequest(request, text, request_id)
 
     def _max_tokens(self, num_prompt: int, params: SamplingParams, *, caps: bool) -> int:
         longest = self._info.max_model_len
@@ -124,3 +132,21 @@ class RequestPreparer:
         spellings = [spelling for word in words for spelling in (word.lstrip(), " " + word.lstrip())]
         encoded = (tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
         return [list(ids) for ids in dict.fromkeys(encoded) if ids]
+
+
+def check_remote_logprobs(request: EngineRequest) -> None:
+    """Refuse log-probabilities that are too many to send from one process to another.
+
+    Raises:
+        InvalidRequestError: naming the field and the most that can be had for this request.
+    """
+    for name, count in (("logprobs", request.params.n), ("prompt_logprobs", len(request.prompt_token_ids))):
+        asked, most = getattr(request.params, name), MAX_LOGPROBS_BYTES // (_LOGPROB_BYTES * count) - 1
+        if asked == ALL_LOGPROBS:
+            raise InvalidRequestError(
+                f"{name}={ALL_LOGPROBS} (the whole vocabulary) is only for engines in this process: LLM, or "
+                f"AsyncEngine.start(in_process=True)",
+                param=name,
+            )
+        if asked is not None and asked > most:
+            raise InvalidRequestError(f"{name} is {asked}; at most {most} can be had for this request", param=name)

@@ -10,10 +10,12 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
@@ -21,9 +23,8 @@ import msgspec
 from quire.base.config import EngineConfig
 from quire.base.errors import QuireError
 from quire.base.log import configure_logging
-from quire.base.metrics import EngineStats
-from quire.base.outputs import TokenOutput
 from quire.engine.messages import (
+    MAX_FRAME_BYTES,
     FrameError,
     FromEngine,
     PhaseMessage,
@@ -55,12 +56,17 @@ class WorkerConfig(msgspec.Struct, frozen=True):
 def die_with_parent(parent_pid: int) -> None:
     """Ask the kernel to kill this process when its parent dies (REL-3), also while it is stuck in a kernel call.
 
-    Linux only; elsewhere the end of the socket does it. The parent may have died before the call, hence the check.
+    Linux only; elsewhere the end of the socket does it. The parent may have died before the call, hence the check. To
+    the kernel the parent is the thread that spawned the process: see `ProcessClient.start`.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:
             os._exit(0)
+
+
+class FrontEndGoneError(Exception):
+    """Nobody is left to hear what the engine has to say."""
 
 
 class FrontEndLink:
@@ -75,8 +81,12 @@ class FrontEndLink:
         return None if header is None else self._read(frame_length(header))
 
     def send(self, message: FromEngine) -> None:
-        """Send one message; raises OSError when the front end is gone."""
-        self._connection.sendall(encode(message))
+        """Send one message; raises FrontEndGoneError when nobody listens."""
+        try:
+            for frame in frames(message):
+                self._connection.sendall(frame)
+        except OSError as error:
+            raise FrontEndGoneError from error
 
     def _read(self, count: int) -> bytes | None:
         buffer = bytearray(count)
@@ -89,12 +99,23 @@ class FrontEndLink:
         return bytes(buffer)
 
 
+def frames(message: FromEngine) -> list[bytes]:
+    """The message as frames within the cap: a step's outputs go in several messages where one would be too long."""
+    frame = encode(message)
+    if len(frame) <= MAX_FRAME_BYTES or not isinstance(message, StepMessage) or len(message.outputs) < 2:
+        return [frame]
+    half = len(message.outputs) // 2
+    parts = (StepMessage(outputs, message.stats) for outputs in (message.outputs[:half], message.outputs[half:]))
+    return [frame for part in parts for frame in frames(part)]
+
+
 def main() -> int:
     """Run the engine process until told to stop; returns its exit status."""
     link = FrontEndLink(socket.socket(fileno=int(sys.argv[1])))
     body = link.receive()
     if body is None:
         return 0
+    os.dup2(2, 1)  # standard output is the front end's, and may be piped into something; what a library prints is log
     settings = msgspec.msgpack.decode(body, type=WorkerConfig)
     die_with_parent(settings.parent_pid)
     # The front end decides when the engine ends: a terminal's Ctrl-C reaches both and must not tear the engine first.
@@ -103,7 +124,7 @@ def main() -> int:
     configure_logging(settings.log_level, style=settings.log_style)
     try:
         return _serve(settings.config, link)
-    except OSError:
+    except FrontEndGoneError:
         logger.info("the front end is gone; ending")
         return 0
     except Exception:
@@ -112,30 +133,33 @@ def main() -> int:
 
 
 def _serve(config: EngineConfig, link: FrontEndLink) -> int:
+    began = time.perf_counter()
     from quire.engine.build import build_core  # after prctl: importing torch takes a second in which a parent may die
 
+    inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+    loaded = threading.Event()
+    threading.Thread(target=_read_messages, args=(link, inbox.put, loaded), name="inbox", daemon=True).start()
     try:
-        core, info = build_core(config, report=lambda name: link.send(PhaseMessage(name)))
+        core, info = build_core(config, report=lambda name: link.send(PhaseMessage(name)), began=began)
     except QuireError as error:
         link.send(StartFailedMessage(type(error).__name__, str(error)))
         return EXIT_START_FAILED
+    core.inbox = inbox
+    loaded.set()
     link.send(ReadyMessage(info))
-    threading.Thread(target=_read_messages, args=(link, core.inbox.put), name="inbox", daemon=True).start()
-
-    def deliver(outputs: list[TokenOutput], stats: EngineStats) -> None:
-        link.send(StepMessage(outputs, stats))
-
-    core.run(deliver)
+    core.run(lambda outputs, stats: link.send(StepMessage(outputs, stats)))
     return 0
 
 
-def _read_messages(link: FrontEndLink, put: Callable[[ToEngine], None]) -> None:
-    """Feed the step loop's inbox; the end of the messages stops the loop."""
+def _read_messages(link: FrontEndLink, put: Callable[[ToEngine], None], loaded: threading.Event) -> None:
+    """Feed the step loop's inbox; the end of the messages stops the loop, or the process while it still loads."""
     try:
         while (body := link.receive()) is not None:
             put(decode_to_engine(body))
     except (OSError, FrameError) as error:
         logger.error("the front end's messages ended: %s", error)
+    if not loaded.is_set():
+        os._exit(0)  # loading cannot be interrupted, and nobody waits for its end
     put(StopMessage())
 
 

@@ -43,7 +43,7 @@ class Collector:
         if request.status is RequestStatus.RUNNING:  # a preempted one has lost the pages, not the token
             self._cache.commit(request, start + num_tokens)
         entries = sampled.prompt_logprobs.get(position)
-        if entries is not None and request.num_output_tokens == 0:
+        if entries is not None and request.num_output_tokens == 0 and request.index == 0:  # samples share their prompt
             gathered = self._prompt_logprobs.setdefault(request, [])
             if start <= len(gathered):  # a chunk computed again after preemption brings what is there already
                 gathered += entries[len(gathered) - start :]
@@ -65,8 +65,10 @@ class Collector:
         output = TokenOutput(request_id=request.request_id, index=request.index, token_ids=[])
         if request.num_output_tokens == 0:
             metrics.first_token_time = now
+            output.metrics = metrics  # a stop string may end the sample in the front end before anything else is sent
             output.num_cached_tokens = request.num_cached_tokens
-            output.prompt_logprobs = self._prompt_logprobs.pop(request, None)
+            if request.params.prompt_logprobs is not None and request.index == 0:
+                output.prompt_logprobs = self._prompt_logprobs.pop(request, [])  # a lone token has none before it
         metrics.last_token_time = now
         for token_id in token_ids:
             request.token_ids.append(token_id)

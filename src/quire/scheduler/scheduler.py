@@ -117,12 +117,12 @@ class Scheduler:
 
     def abort(self, request_ids: Iterable[str]) -> list[TokenOutput]:
         """End requests nobody wants any more, wherever they are; unknown and finished ids are ignored."""
-        gone = [sample for request_id in set(request_ids) for sample in self.roster.samples(request_id)]
+        gone = [sample for request_id in dict.fromkeys(request_ids) for sample in self.roster.samples(request_id)]
         return [self._finish(sample, _output(sample, FinishReason.ABORT)) for sample in gone]
 
     def abort_samples(self, samples: Iterable[tuple[str, int]]) -> list[TokenOutput]:
         """End single samples, given as (request id, index); the other samples of their requests go on."""
-        gone = [sample for key in set(samples) for sample in self.roster.samples(key[0]) if sample.key == key]
+        gone = [sample for key in dict.fromkeys(samples) for sample in self.roster.samples(key[0]) if sample.key == key]
         return [self._finish(sample, _output(sample, FinishReason.ABORT)) for sample in gone]
 
     def expire(self) -> list[TokenOutput]:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
 from starlette.requests import Request
 
 from quire.server.errors import BodyTooLargeError, MediaTypeError
 
 MAX_BODY_BYTES = 32 * 2**20
+MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
+DISCARD_SECONDS = 10.0
+SILENT_SECONDS = 0.5
+"""What is read of a refused body: closing while the client still writes would reset the connection and the answer."""
 
 
 async def read_json_body(request: Request) -> bytes:
@@ -18,17 +26,35 @@ async def read_json_body(request: Request) -> bytes:
         BodyTooLargeError: more than MAX_BODY_BYTES.
     """
     _check_content_type(request.headers.get("content-type", ""))
+    body = request.stream()
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+        if "expect" not in request.headers:  # whoever asks first need not send it at all
+            await _discard(body)
         raise _too_large()
     parts: list[bytes] = []
     size = 0
-    async for part in request.stream():
+    async for part in body:
         size += len(part)
         if size > MAX_BODY_BYTES:
+            parts.clear()
+            await _discard(body)
             raise _too_large()
         parts.append(part)
     return b"".join(parts)
+
+
+async def _discard(body: AsyncIterator[bytes]) -> None:
+    """Read the rest of a refused body and keep nothing, within bounds of size and time."""
+    size, loop = 0, asyncio.get_running_loop()
+    end = loop.time() + DISCARD_SECONDS
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SILENT_SECONDS) as limit:
+            async for part in body:
+                size += len(part)
+                if size > MAX_DISCARDED_BYTES:
+                    return
+                limit.reschedule(min(end, loop.time() + SILENT_SECONDS))
 
 
 def _check_content_type(value: str) -> None:

@@ -22,11 +22,22 @@ if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
     from quire.server.record import RequestRecord
 
-FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 40.0, 80.0)
-INTER_TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
-REQUEST_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240.0, 480.0)
-SEND_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
-TOKEN_BUCKETS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+# Bounds at most a factor of 2.5 apart, from the quickest small model to the longest queue, so that a quantile read from
+# them is never off by more than that.
+FIRST_TOKEN_BUCKETS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75),
+    *(1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 320.0),
+)
+INTER_TOKEN_BUCKETS = (
+    *(0.0005, 0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075),
+    *(0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+REQUEST_BUCKETS = (
+    *(0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 30.0),
+    *(40.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0),
+)
+SEND_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+TOKEN_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 _GAUGES = {
     "quire:num_requests_running": ("num_running", "Requests that own a row."),
@@ -68,11 +79,6 @@ class EngineCollector:
             yield GaugeMetricFamily(name, text, value=float(getattr(stats, field)))
         for name, (field, text) in _COUNTERS.items():
             yield CounterMetricFamily(name, text, value=float(getattr(stats, field)))
-        yield CounterMetricFamily(
-            "quire:prompt_tokens",
-            "Prompt tokens taken in, cached ones included.",
-            value=float(stats.prompt_tokens + stats.prefix_hits),
-        )
         yield self._pages(stats)
         yield GaugeMetricFamily("quire:engine_up", "1 while the engine lives.", value=float(self._engine.is_alive))
         build = GaugeMetricFamily(
@@ -129,6 +135,7 @@ class ServerMetrics:
         self._requests = self._counter("http_requests", "HTTP requests by route and status.", "route", "status")
         self._finished = self._counter("requests_finished", "Samples by the reason they ended.", "reason")
         self._failures = self._counter("request_failures", "Failed requests by error code.", "code")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that ended, cached ones included.")
         self._streams = Gauge("quire:open_streams", "Streams being sent.", registry=self.registry)
         self._first_token = [self._histogram("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS)]
         self._inter_token = [self._histogram("inter_token_latency_seconds", INTER_TOKEN_BUCKETS)]
@@ -171,6 +178,7 @@ class ServerMetrics:
             for histogram in self._whole:
                 histogram.observe(max(0.0, metrics.finished_time - metrics.arrival_time))
         if prompt_tokens:
+            self._prompt_tokens.inc(prompt_tokens)
             self._prompt_size.observe(prompt_tokens)
         self._output_size.observe(output_tokens)
 

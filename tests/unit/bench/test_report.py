@@ -31,3 +31,28 @@ def test_json_has_null_for_what_was_not_measured():
         b: list
 
     assert json.loads(as_json(Result(math.nan, [1.5, math.inf]))) == {"a": None, "b": [1.5, None]}
+
+
+def test_json_carries_the_derived_numbers_a_report_prints():
+    """S5: the multiple is in the file a program reads, not only in the table."""
+
+    @dataclass
+    class Side:
+        tokens: int
+        seconds: float
+
+        @property
+        def rate(self):
+            return self.tokens / self.seconds
+
+    @dataclass
+    class Result:
+        alone: Side
+        together: Side
+
+        @property
+        def speedup(self):
+            return self.together.rate / self.alone.rate
+
+    found = json.loads(as_json(Result(Side(10, 5.0), Side(30, 5.0))))
+    assert (found["alone"]["rate"], found["together"]["rate"], found["speedup"]) == (2.0, 6.0, 3.0)

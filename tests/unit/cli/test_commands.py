@@ -50,7 +50,7 @@ def test_a_batch_runs_in_process_and_over_again(tmp_path):
 
 
 def test_offline_bench_compares_both_sides_of_one_run():
-    """S5: tokens per second together over alone, same weights, same prompts, same answers."""
+    """S5, S23, S39: tokens per second together over alone, and the host's time per step; same prompts, same answers."""
     words = [
         "--num-requests",
         "6",
@@ -70,6 +70,10 @@ def test_offline_bench_compares_both_sides_of_one_run():
     assert result["together"]["output_tokens"] == 6 * 8
     assert result["together"]["steps"] < 6 * 8
     assert result["equal_outputs"] == result["alone"]["requests"]
+    rates = {side: result[side]["output_tokens"] / result[side]["seconds"] for side in ("alone", "together")}
+    assert result["speedup"] == pytest.approx(rates["together"] / rates["alone"])
+    for side in rates:
+        assert 0 < result[side]["host_seconds"] < result[side]["step_seconds"] <= result[side]["seconds"]
 
 
 def test_a_model_that_is_not_there_is_one_last_line():

@@ -115,3 +115,25 @@ def test_a_reader_that_leaves_early_gets_no_traceback():
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(30) == 1
+
+
+def test_an_unknown_option_of_a_subcommands_kind_names_the_nearest(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["bench", "offline", "--num-request", "3"])
+    assert stopped.value.code == 2
+    assert "did you mean --num-requests?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        (["bench"], "usage: quire bench [OPTIONS] {offline,serving,paging,startup}"),
+        (["bench", "offline"], "usage: quire bench offline [OPTIONS] [MODEL]"),
+        (["run-batch"], "usage: quire run-batch [OPTIONS] -i FILE -o FILE"),
+    ],
+)
+def test_the_usage_line_is_short_and_names_what_is_required(words, usage, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*words, "--help"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out.splitlines()[0] == usage

@@ -101,6 +101,32 @@ SKILLS = Mixture(
     (55, 25, 12, 8),
     0.006,
 )
+# What validation showed to lag after all that.
+LAGGING = Mixture(
+    _WEIGHTS
+    | {
+        "greeting": 2,
+        "self": 2,
+        "fallback": 2,
+        "count": 12,
+        "sum": 8,
+        "sort numbers": 16,
+        "compare": 5,
+        "spell": 14,
+        "sort words": 16,
+        "repeat": 4,
+        "length": 4,
+        "edge": 4,
+        "facts": 9,
+        "stated facts": 10,
+        "json": 9,
+        "memory": 13,
+        "story": 2,
+        "tools": 14,
+    },
+    (60, 25, 10, 5),
+    0.006,
+)
 _SYSTEMS = (
     "You are a helpful assistant.",
     "You are a friendly assistant.",

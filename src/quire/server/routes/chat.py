@@ -56,10 +56,21 @@ async def create_chat_completion(request: Request) -> Response:
     options = GenerationOptions(
         priority=body.priority or 0, timeout=state.config.request_timeout, cache_salt=body.cache_salt
     )
-    await generation.submit([prompt], params, options)
+    try:
+        await generation.submit([prompt], params, options)
+    except InvalidRequestError as error:
+        error.param = _field_of(body, error.param)
+        raise
     if body.stream:
         return EventStream(generation, reply, state)
     return await send_whole(request, generation, reply, state)
+
+
+def _field_of(body: ChatRequest, param: str | None) -> str | None:
+    """The field of a chat request that stands for one the engine complains about."""
+    if param == "prompt":
+        return "messages"
+    return "max_completion_tokens" if param == "max_tokens" and body.max_completion_tokens is not None else param
 
 
 def _check(body: ChatRequest) -> None:

@@ -1,0 +1,131 @@
+"""What users see of a request, put together from per-step tokens."""
+
+import pytest
+
+from quire.base.outputs import FinishReason, TokenLogprobs
+from quire.engine import collector as module
+
+
+def test_deltas_merge_while_nobody_takes_them_and_are_handed_over_once(collect, say):
+    """REL-9: a slow reader gets everything, in one piece."""
+    request = collect(delta=True)
+    for piece in ("one ", "two ", "three"):
+        request.push(say(request, piece))
+    first = request.take().outputs[0]
+    assert first.text == "one two three"
+    request.push(say(request, " four", finish=FinishReason.LENGTH))
+    second = request.take()
+    assert (second.outputs[0].text, second.outputs[0].finish_reason, second.finished) == (" four", "length", True)
+    assert first.text == "one two three"
+
+
+def test_a_whole_output_stays_as_it_was_when_more_comes(collect, say):
+    """S48: an output someone keeps does not change under them."""
+    request = collect(logprobs=1)
+    request.push(say(request, "one "))
+    first = request.take().outputs[0]
+    before = list(first.token_ids), list(first.logprobs), first.text
+    request.push(say(request, "two"))
+    assert (first.token_ids, first.logprobs, first.text) == before
+    whole = request.take().outputs[0]
+    assert whole.text == "one two"
+    assert len(whole.token_ids) == len(whole.logprobs) > len(first.token_ids)
+    assert whole.cumulative_logprob == pytest.approx(-len(whole.token_ids))
+
+
+def test_a_delta_names_only_the_samples_that_have_news(collect, say):
+    request = collect(delta=True, n=3)
+    request.push(say(request, "x", index=2))
+    assert [sample.index for sample in request.take().outputs] == [2]
+    assert request.take().outputs == []
+
+
+def test_a_stop_string_ends_its_sample_and_asks_for_the_engine_to_be_told(collect, say):
+    """REL-11: what comes after it from the engine is not taken in."""
+    request = collect(stop=["two"])
+    assert not request.push(say(request, "one "))
+    assert request.push(say(request, "two three"))
+    assert not request.push(say(request, "more", finish=FinishReason.ABORT))
+    output = request.take().outputs[0]
+    assert (output.text, output.finish_reason, output.stop_reason) == ("one ", "stop", "two")
+
+
+def test_a_stop_string_completed_by_the_last_token_needs_no_word_to_the_engine(collect, say):
+    request = collect(stop=["two"])
+    assert not request.push(say(request, "two", finish=FinishReason.LENGTH))
+    assert request.take().outputs[0].finish_reason == "stop"
+
+
+def test_held_back_text_comes_with_the_end(collect, say):
+    """REL-11: the beginning of a stop string that never came is text."""
+    request = collect(delta=True, stop=["stopping"])
+    request.push(say(request, "stop"))
+    assert request.take().outputs[0].text == ""
+    request.push(say(request, finish=FinishReason.LENGTH))
+    assert request.take().outputs[0].text == "stop"
+
+
+@pytest.mark.parametrize(("shown", "expected"), [(False, "word"), (True, "word<|im_end|>")])
+def test_a_stop_token_is_listed_and_shown_only_on_request(collect, say, tokenizer, shown, expected):
+    (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+    request = collect(include_stop_str_in_output=shown, skip_special_tokens=False)
+    ids = tokenizer.encode("word", add_special_tokens=False)
+    request.push(say(request, [*ids, end], finish=FinishReason.STOP))
+    output = request.take().outputs[0]
+    assert (output.text, output.token_ids) == (expected, [*ids, end])
+
+
+def test_an_error_ends_the_request_and_leaves_its_other_samples_to_be_aborted(collect, say):
+    """REL-20: one failed sample fails the request, and the engine still runs the others."""
+    request = collect(n=2)
+    request.push(say(request, index=0, error="StepError"))
+    assert request.is_finished
+    assert not request.is_over
+    request.push(say(request, index=1, error="StepError"))
+    assert request.is_over
+
+
+def test_an_error_after_a_stop_string_changes_nothing(collect, say):
+    """REL-10: the sample had ended well; the engine only did not know yet."""
+    request = collect(stop=["two"])
+    request.push(say(request, "one two"))
+    request.push(say(request, error="DeadlineExceededError"))
+    assert request.error is None
+    assert request.take().outputs[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("delta", [True, False])
+@pytest.mark.parametrize("logprobs", [None, 5])
+def test_what_waits_is_counted_and_what_was_taken_is_not(collect, say, monkeypatch, delta, logprobs):
+    """REL-9: the bound is in bytes, log-probabilities included."""
+    per_token = 64 + (160 * 6 if logprobs else 0)
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 10 * per_token)
+    request = collect(delta=delta, logprobs=logprobs)
+    request.push(say(request, [300] * 10))
+    assert not request.is_overfull
+    request.push(say(request, [300]))
+    assert request.is_overfull
+    request.take()
+    assert not request.is_overfull
+    request.push(say(request, [300] * 11))
+    request.discard()
+    assert not request.is_overfull
+
+
+def test_whole_vocabularies_count_in_full(collect, say, monkeypatch):
+    """REL-9: logprobs=-1 is no way around the bound."""
+    monkeypatch.setattr(module, "MAX_PENDING_BYTES", 50_000)
+    request = collect(logprobs=-1)
+    output = say(request, [300])
+    output.logprobs = [TokenLogprobs(list(range(512)), [-1.0] * 512, [1] * 512)]
+    request.push(output)
+    assert request.is_overfull
+
+
+def test_prompt_logprobs_are_given_once_to_a_reader_of_deltas(collect, say):
+    request = collect(delta=True, prompt_logprobs=0)
+    entry = TokenLogprobs([8], [-2.0], [1])
+    request.push(say(request, [300], prompt_logprobs=[entry, entry]))
+    assert [entry and list(entry) for entry in request.take().prompt_logprobs] == [None, [8], [8]]
+    request.push(say(request, [300]))
+    assert request.take().prompt_logprobs is None

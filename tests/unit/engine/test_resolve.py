@@ -1,0 +1,98 @@
+"""What the user asked becomes what the engine does."""
+
+import dataclasses
+import json
+
+import pytest
+
+from quire import EngineConfig
+from quire.base.errors import ConfigError
+from quire.engine.resolve import DeviceFacts, resolve, served_names
+from quire.models.info import KVLayerSpec, ModelInfo
+
+INFO = ModelInfo(
+    path="/models/secret/m",
+    architecture="LlamaForCausalLM",
+    family="LLaMA",
+    implementation="native",
+    config={"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4},
+    kv_layers=(KVLayerSpec(2, 16),),
+    max_position=1024,
+    vocab_rows=256,
+    stored_dtype="bfloat16",
+    weight_files=("model.safetensors",),
+    num_parameters=100_000,
+)
+CPU = DeviceFacts(name="cpu", auto_dtype="float32", free_bytes=2**30, threads=8)
+
+
+def _resolve(facts=CPU, info=INFO, **options):
+    return resolve(EngineConfig.from_options(**options), info, facts, tokenizer_path="/models/secret/m")
+
+
+def test_nothing_is_left_undecided():
+    """S4: every setting has its value before weights are read."""
+    resolved = _resolve()
+    assert all(getattr(resolved, spec.name) not in (None, "auto") for spec in dataclasses.fields(resolved))
+    assert resolved.max_model_len == 1024
+    assert resolved.dtype == resolved.kv_cache_dtype == "float32"
+
+
+def test_what_was_asked_for_is_what_is_done():
+    """S79: no setting is parsed and ignored."""
+    asked = {
+        "dtype": "bfloat16", "kv_cache_dtype": "float32", "page_size": 32, "enable_prefix_caching": False,
+        "max_model_len": 512, "max_num_seqs": 3, "max_num_batched_tokens": 40, "max_prefill_tokens_mixed": 7,
+        "max_num_waiting": 9, "scheduling_policy": "fcfs", "priority_ageing_seconds": 2.0, "async_scheduling": True,
+        "seed": 5, "debug": True, "threads": 2,
+    }  # fmt: skip
+    resolved = _resolve(**asked, kv_cache_memory_bytes=2**20)
+    assert {name: getattr(resolved, name) for name in asked} == asked
+    assert resolved.memory.kv_bytes <= 2**20 < resolved.memory.kv_bytes + resolved.memory.page_bytes
+
+
+def test_small_models_get_one_thread_and_large_ones_all():
+    big = dataclasses.replace(INFO, num_parameters=40_000_000)
+    assert (_resolve().threads, _resolve(info=big).threads) == (1, 8)
+
+
+def test_prefill_beside_decodes_never_exceeds_the_step():
+    assert _resolve(max_num_batched_tokens=64).max_prefill_tokens_mixed == 64
+    assert _resolve(max_num_seqs=2000).max_num_batched_tokens == 2000
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_num_seqs": 100, "max_num_batched_tokens": 50}, r"max_num_batched_tokens \(50\).*max_num_seqs \(100\)"),
+        ({"max_model_len": 2048}, r"2048.*1024 positions"),
+        ({"tensor_parallel_size": 2}, "Set it to 1"),
+        ({"kv_cache_memory_bytes": 1}, "Set kv_cache_memory_bytes to at least"),
+        ({"kv_cache_memory_bytes": 2**40}, "smaller"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_the_setting_that_changes_it(options, message):
+    """S79: found, allowed, and the way out."""
+    with pytest.raises(ConfigError, match=message):
+        _resolve(**options)
+
+
+def test_the_description_is_plain_data_without_file_paths():
+    """SEC-30: /server_info shows it."""
+    text = json.dumps(_resolve().as_dict())
+    assert "secret" not in text
+    assert json.loads(text)["memory"]["num_pages"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"model": "org/name"}, ("org/name",)),
+        ({"model": "/models/mine"}, ("mine",)),
+        ({"model": "./mine/"}, ("mine",)),
+        ({"model": "org/name", "served_model_name": ("a", "b")}, ("a", "b")),
+        ({}, ("quire-demo",)),
+    ],
+)
+def test_a_model_is_served_under_the_name_its_user_knows(options, names):
+    assert served_names(EngineConfig.from_options(**options)) == names
