@@ -148,7 +148,9 @@ class RawAnswer:
 class RawRequest:
     """A request on a socket of its own, sent at once; the answer is read when asked for."""
 
-    def __init__(self, url: str, path: str, body: dict[str, Any], *, headers: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, url: str, path: str, body: dict[str, Any], *, headers: tuple[str, ...] = (), receive_buffer: int = 0
+    ) -> None:
         parts = urlsplit(url)
         data = json.dumps(body).encode()
         head = (
@@ -159,7 +161,11 @@ class RawRequest:
             "Connection: close",
             *headers,
         )
-        self.socket = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=120)
+        self.socket = socket.socket()
+        self.socket.settimeout(120)
+        if receive_buffer:  # bytes; only before connecting does it bound the window
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.connect((parts.hostname or "", parts.port or 80))
         self.socket.sendall("\r\n".join((*head, "", "")).encode() + data)
         self._got = b""
 
