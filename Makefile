@@ -56,6 +56,9 @@ serve: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(BIN)/quire bench offline $(ARGS)
 
+# Threads that wait by sleeping: beside other work on few cores, spinning ones take most of the time for themselves.
+test test-all: export OMP_WAIT_POLICY := passive
+
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m "not slow and not gpu" $(ARGS)
 

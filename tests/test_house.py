@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from quire.base.config import PRESETS
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "quire"
 TARGETS = {"serve", "test", "test-all", "check", "fmt", "bench", "test-gpu", "docs"}
@@ -197,3 +199,12 @@ def test_the_wheel_works_away_from_its_sources(wheel, tmp_path):
     assert python(
         "-m", "quire.cli.main", "complete", "Once upon a time", "--max-tokens", "8", "--temperature", "0"
     ).strip()
+
+
+def test_the_trade_of_the_presets_is_documented_with_its_measurement():
+    """S81: both presets, with the numbers they set and the figures they gave."""
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").partition("## Presets")[2]
+    for name, values in PRESETS.items():
+        assert re.search(rf"^\| {name} \|.*\d+ ms", text, re.MULTILINE), name
+        for number in values.values():
+            assert f"{number:,}" in text

@@ -1,7 +1,7 @@
 """Refreshes the generated parts of the documentation: the model table, the settings, and the tests of each row.
 
 Everything between `<!-- generated: NAME -->` and `<!-- end -->` in README.md and docs/ is written here; everything else
-by people. `tests/test_docs.py` fails when a generated part that comes from the sources is out of date.
+by people. `tests/test_house.py` fails when a generated part that comes from the sources is out of date.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ ROW_ID = re.compile(r"\b(?:S|SEC-|REL-)\d+\b")
 _BLOCK = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _ROW = re.compile(r"^\| ((?:S|SEC-|REL-)\d+) \| (.*?) \|.*\|$")
 MAX_TESTS_PER_ROW = 4
-"""A row names its most telling tests, not every one."""
+"""A row names the tests nearest to a user first, and not every one."""
+_NEAREST_FIRST = ("e2e", "engine", "models", "server")
+"""Folders of tests/ that drive more than one package, in the order in which a row names their tests."""
 
 
 def models_table() -> str:
@@ -68,12 +70,18 @@ def _sentence(field: dataclasses.Field[object]) -> str:
 def tests_by_row(folder: Path = ROOT / "tests") -> dict[str, list[str]]:
     """`path::name` of the tests whose docstring names a row."""
     found: dict[str, list[str]] = defaultdict(list)
-    for path in sorted(folder.rglob("test_*.py")):
+    for path in sorted(folder.rglob("test_*.py"), key=lambda path: (_distance(path.relative_to(folder)), path)):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
                 for row in dict.fromkeys(ROW_ID.findall(ast.get_docstring(node) or "")):
                     found[row].append(f"{path.relative_to(folder.parent).as_posix()}::{node.name}")
     return found
+
+
+def _distance(path: Path) -> int:
+    """How far a test file, seen from tests/, is from what a user meets."""
+    top = path.parts[0]
+    return _NEAREST_FIRST.index(top) if top in _NEAREST_FIRST else len(_NEAREST_FIRST)
 
 
 def refresh_rows(text: str) -> str:

@@ -36,7 +36,7 @@ _HOMES = {
     "InvalidRequestError": "quire.base.errors",
     "EngineDeadError": "quire.base.errors",
 }
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - the keys are names, and stand once
 
 
 def __getattr__(name: str) -> Any:

@@ -19,7 +19,9 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def prompts(live_server):
-    texts = [f"Number {i}: count from {i % 9} to {i % 9 + 6}, then tell a story. " * (1 + i % 5) for i in range(NUM_PROMPTS)]
+    texts = [
+        f"Number {i}: count from {i % 9} to {i % 9 + 6}, then tell a story. " * (1 + i % 5) for i in range(NUM_PROMPTS)
+    ]
     with httpx.Client(base_url=live_server.url) as client:
         return [client.post("/tokenize", json={"prompt": text}).json()["tokens"] for text in texts]
 
@@ -46,7 +48,14 @@ def _params(fields):
 
 async def _complete(client, ids, fields, *, stream=False):
     """Text, ids and finish reason over HTTP."""
-    body = {"model": "quire-demo", "prompt": ids, "max_tokens": 40, "stream": stream, "return_token_ids": True, **fields}
+    body = {
+        "model": "quire-demo",
+        "prompt": ids,
+        "max_tokens": 40,
+        "stream": stream,
+        "return_token_ids": True,
+        **fields,
+    }
     extra = {name: body.pop(name) for name in ("return_token_ids", "repetition_penalty", "top_k") if name in body}
     reply = await client.completions.create(**body, extra_body=extra)
     choices = [chunk.choices[0] async for chunk in reply] if stream else reply.choices

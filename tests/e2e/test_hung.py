@@ -1,4 +1,4 @@
-"""A step that hangs, on a real server: told from an idle engine, answered by probes at once, and over when it goes on."""
+"""A step that hangs on a real server: told from an idle engine, probes answered at once, and over when it goes on."""
 
 import os
 import signal

@@ -10,7 +10,11 @@ COMPLETIONS = "/v1/completions"
 
 
 def _chat(**more):
-    return {"model": "quire-demo", "messages": [{"role": "user", "content": "tell me a story"}], "max_tokens": 40} | more
+    return {
+        "model": "quire-demo",
+        "messages": [{"role": "user", "content": "tell me a story"}],
+        "max_tokens": 40,
+    } | more
 
 
 def _whole(server, path, body):
@@ -26,7 +30,7 @@ def _text(choices):
 
 
 def test_a_chat_stream_byte_by_byte(live_server, raw_post):
-    """S30, S52: headers, framing, one identity, role, content, one finish of its own, the end mark, nothing after it."""
+    """S30, S52: headers, framing, one identity, role, content, a finish of its own, the end mark, nothing after it."""
     answer = raw_post(live_server.url, CHAT, _chat(stream=True, temperature=0, ignore_eos=True)).answer()
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -117,8 +121,12 @@ def test_a_stop_string_over_several_tokens_never_shows(live_server, raw_post):
 
 def test_every_generated_token_has_one_logprob_entry(live_server, raw_post):
     """S52, REL-13: held-back tokens too, streamed or not; the numbers are finite and the rivals as many as asked."""
-    body = _chat(temperature=0, ignore_eos=True, logprobs=True, top_logprobs=20, stop="never said", return_token_ids=True)
-    answer = raw_post(live_server.url, CHAT, body | {"stream": True, "stream_options": {"include_usage": True}}).answer()
+    body = _chat(
+        temperature=0, ignore_eos=True, logprobs=True, top_logprobs=20, stop="never said", return_token_ids=True
+    )
+    answer = raw_post(
+        live_server.url, CHAT, body | {"stream": True, "stream_options": {"include_usage": True}}
+    ).answer()
     parts = _choices(answer.chunks)
     entries = [entry for part in parts for entry in (part["logprobs"] or {"content": []})["content"]]
     assert len(entries) == answer.chunks[-1]["usage"]["completion_tokens"] == body["max_tokens"]

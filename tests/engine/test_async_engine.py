@@ -54,6 +54,28 @@ async def test_deltas_add_up_to_the_cumulative_output(engine):
     assert [o.finished for o in whole] == [False] * (len(whole) - 1) + [True]
 
 
+async def test_arguments_have_the_spelling_that_users_of_vllm_know(engine):
+    """S48: moving code changes the import."""
+    outputs = engine.generate(prompt={"prompt_token_ids": [5, 6]}, sampling_params=SHORT, request_id="mine")
+    found = [output async for output in outputs]
+    assert {output.request_id for output in found} == {"mine"}
+    assert found[-1].outputs[0].finished()
+    assert found[-1].prompt_token_ids == [5, 6]
+
+
+async def test_a_name_may_be_used_again_as_soon_as_its_stream_has_ended(engine):
+    """SEC-25, SEC-34: a stop string ends the first before the engine knows; none of its rest reaches the second."""
+    text = (await _collect(engine, "Once upon a time", LONG))[-1].outputs[0].text
+    stopping = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True, stop=[text[20:24]])
+    expected = (await _collect(engine, "My name is Ada.", SHORT))[-1].outputs[0].token_ids
+    for _ in range(5):
+        async for _ in engine.generate("Once upon a time", stopping, request_id="same"):
+            pass
+        found = [output async for output in engine.generate("My name is Ada.", SHORT, request_id="same")]
+        assert found[-1].outputs[0].token_ids == expected
+    assert await _idle(engine)
+
+
 async def test_leaving_the_iterator_aborts_the_request(engine):
     """REL-1: pages come back without anyone calling abort."""
     async for _ in engine.generate("story", LONG, request_id=_id()):

@@ -1,4 +1,4 @@
-"""Plug-ins end to end: one module on the operator's path adds an architecture, a sampler and a policy to a real engine."""
+"""Plug-ins end to end: one module of the operator adds an architecture, a sampler and a policy to a real engine."""
 
 import json
 import os

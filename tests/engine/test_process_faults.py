@@ -24,10 +24,8 @@ async def engine(tmp_path, monkeypatch):
 
 
 async def _collect(engine, request_id, prompt="Once upon a time"):
-    last = None
-    async for last in engine.generate(prompt, PARAMS, request_id=request_id):
-        pass
-    return last.outputs[0].token_ids
+    outputs = [output async for output in engine.generate(prompt, PARAMS, request_id=request_id)]
+    return outputs[-1].outputs[0].token_ids
 
 
 async def test_an_engine_survives_what_it_can_and_its_death_is_noticed(engine, monkeypatch, capfd):
@@ -40,6 +38,12 @@ async def test_an_engine_survives_what_it_can_and_its_death_is_noticed(engine, m
     )
     assert await _collect(engine, "doubled") == expected
     monkeypatch.undo()
+
+    os.kill(engine._client.pid, signal.SIGUSR1)
+    assert await _collect(engine, "asked for its state") == expected
+    log = capfd.readouterr().err
+    assert "engine state: {'loop'" in log
+    assert "worker.py" in log, "the threads' stacks"
 
     engine.step_timeout = 0.1
     os.kill(engine._client.pid, signal.SIGSTOP)

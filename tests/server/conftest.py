@@ -182,7 +182,7 @@ class FakeEngine:
         if room < 1 or (params.max_tokens or 1) > room:
             raise ContextLengthError(
                 f"{len(prompt)} prompt tokens, {params.max_tokens} asked, {self.info.max_model_len} allowed",
-                param="prompt",
+                param="prompt" if room < 1 else "max_tokens",
             )
         self.submitted.append(SimpleNamespace(prompt=prompt, params=params, request_id=request_id, **options))
         self.open.add(request_id)

@@ -140,7 +140,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": 2.1}, "presence_penalty"),
     ({"max_tokens": 0}, "max_tokens"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
-    ({"max_tokens": 10**9}, "prompt"),
+    ({"max_tokens": 10**9}, "max_tokens"),
+    ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
     ({"stop": ["x"] * 17}, "stop"),
     ({"stop": ["x" * 1025]}, "stop"),
     ({"stop": [""]}, "stop"),
@@ -209,6 +210,7 @@ async def test_a_prompt_that_is_too_long_is_refused_with_the_counts(make_engine,
     response = await http.post(PATH, json={"messages": [{"role": "user", "content": "x" * 50}]})
     assert response.status_code == 400 and response.json()["error"]["code"] == "context_length_exceeded"
     assert "16" in response.json()["error"]["message"]
+    assert response.json()["error"]["param"] == "messages"
 
 
 async def test_truncation_happens_only_when_asked_and_keeps_the_end(http, engine) -> None:

@@ -127,7 +127,7 @@ async def test_echo_of_ids_is_their_text(http) -> None:
     ],
 )
 async def test_what_cannot_be_honoured_is_a_400_that_names_the_field(http, engine, fields, param) -> None:
-    """SEC-11, SEC-13, wire 52: before anything is queued."""
+    """SEC-4, SEC-11, SEC-13, wire 52: before anything is queued; tensors in a request are refused by name."""
     response = await ask(http, **({"add_special_tokens": False} | fields))
     assert response.status_code == 400, response.text
     assert param is None or response.json()["error"]["param"] == param, response.text

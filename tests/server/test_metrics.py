@@ -40,7 +40,7 @@ async def test_every_exported_metric_is_documented_with_its_labels_and_the_other
     exported = _exported((await http.get("/metrics")).text)
     tables = "\n".join(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
     named = [(name, set(labels.replace(" ", "").split(",")) - {""}) for name, labels in _NAME.findall(tables)]
-    documented = {name: labels for name, labels in reversed(named)}  # a name's first place is its own row
+    documented = dict(reversed(named))  # a name's first place is its own row
     assert exported == documented
 
 

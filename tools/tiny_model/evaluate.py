@@ -17,7 +17,7 @@ from tools.tiny_model.render import render
 from tools.tiny_model.scoring import is_right
 
 SEED = 7
-PROMPTS_PER_TASK = 120
+PROMPTS_PER_TASK = 100
 MAX_TOKENS = 200
 EXACT_TARGET = 0.8
 OVERALL_TARGET = 0.9

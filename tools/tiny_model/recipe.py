@@ -85,9 +85,9 @@ DEMO_RECIPE = Recipe(
         Phase(SEEDLING, 1200, 4096, BROAD),
         Phase(SEEDLING, 1500, 4096, SKILLS),
         Phase(DEMO, 600, 4096, SKILLS),
-        Phase(DEMO, 650, 4096, LAGGING),
+        Phase(DEMO, 450, 4096, LAGGING),
     ),
     # The first is short: the run began with a shorter plan, and the recipe says what was done.
-    decays=(Decay(1300, 1350, 1800), Decay(3000, 4000, 4000), Decay(3999, 4650, 4650, 0.6)),
+    decays=(Decay(1300, 1350, 1800), Decay(3000, 4000, 4000), Decay(3999, 4450, 4450, 0.3)),
 )
 DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 400, 4096, BROAD),), decays=(Decay(200, 400, 400),))

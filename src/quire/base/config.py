@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import re
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +29,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "throughput": {"max_num_seqs": 256, "max_num_batched_tokens": 4096, "max_prefill_tokens_mixed": 2048},
 }
 """What `preset` sets wherever the operator set nothing."""
+
+
+_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+             "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """A number of bytes from `1500000`, `512MiB`, `1.5GiB`, `2G`: KiB is 1024 bytes, K and KB are 1000.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2].upper() not in _SUFFIXES:
+        raise ValueError(f"{text!r} is not a size; write 1500000, 512MiB, 1.5GiB or 2G")
+    return int(float(match[1]) * _SUFFIXES[match[2].upper()])
 
 
 def option(
@@ -50,19 +70,36 @@ def _check_fields(config: Any) -> None:
         meta = spec.metadata
         if value is None or not meta:
             continue
+        _check_type(spec, value)
         choices, low, high = meta["choices"], meta["low"], meta["high"]
         if choices is not None and value not in choices:
             allowed = ", ".join(map(str, choices))
             raise ConfigError(f"{spec.name} is {value!r}; allowed: {allowed}")
         if low is None and high is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{spec.name} must be a number, found {value!r}")
         if value != value or (low is not None and value < low) or (high is not None and value > high):
             raise ConfigError(
                 f"{spec.name} is {value}; allowed: {low if low is not None else '-inf'} to "
                 f"{high if high is not None else 'any'}"
             )
+
+
+_TYPES: dict[str, tuple[type | types.UnionType, str]] = {
+    "int": (int, "a whole number"),
+    "float": (int | float, "a number"),
+    "bool": (bool, "True or False"),
+    "str": (str, "text"),
+}
+
+
+def _check_type(spec: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a value of another type than declared: the text "no" would count as true, 2.5 rows as a number."""
+    name = str(spec.type).removesuffix(" | None")
+    if name not in _TYPES:
+        return
+    allowed, wanted = _TYPES[name]
+    if not isinstance(value, allowed) or (name != "bool" and isinstance(value, bool)):
+        raise ConfigError(f"{spec.name} must be {wanted}, found {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,10 +249,19 @@ def split_options(options: Mapping[str, Any], parts: Mapping[str, type]) -> dict
 
 
 def _coerce(spec: dataclasses.Field[Any], value: Any) -> Any:
-    """Accept a lone string, a list or nothing where a tuple of strings is declared."""
+    """Accept sizes as text, paths, and a lone string, a list or nothing where a tuple of strings is declared."""
     if not str(spec.type).startswith("tuple"):
-        return value
+        if spec.name.endswith("_bytes") and isinstance(value, str):
+            return _parse_size(spec.name, value)
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
     items = (value,) if isinstance(value, str) else value or ()
     if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
         raise ConfigError(f"{spec.name} takes text, once or several times; found {value!r}")
     return tuple(items)
+
+
+def _parse_size(name: str, text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from None

@@ -13,9 +13,9 @@ import importlib
 import json
 from typing import Any
 
-from quire.base.config import EngineConfig
+from quire.base.config import EngineConfig, parse_bytes
 from quire.base.errors import ConfigError
-from quire.cli.flags import add_engine_flags, parse_bytes, read_options
+from quire.cli.flags import add_engine_flags, read_options
 from quire.engine.memory import MemoryPlan
 from quire.engine.resolve import DeviceFacts, resolve
 from quire.models.check import CheckReport, check_model

@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -26,28 +25,13 @@ from quire.base.config import (
     ModelConfig,
     SchedulerConfig,
     ServerConfig,
+    parse_bytes,
     split_options,
 )
 from quire.base.errors import ConfigError
 
 ENGINE_PARTS: dict[str, type] = {"model": ModelConfig, "cache": CacheConfig, "scheduler": SchedulerConfig}
 SERVER_PARTS: dict[str, type] = {"server": ServerConfig}
-
-_SUFFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-             "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", re.IGNORECASE)
-
-
-def parse_bytes(text: str) -> int:
-    """A number of bytes from `1500000`, `512MiB`, `1.5GiB`, `2G`: KiB is 1024 bytes, K and KB are 1000.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    match = _SIZE.fullmatch(text.strip())
-    if match is None or match[2].upper() not in _SUFFIXES:
-        raise ValueError(f"{text!r} is not a size; write 1500000, 512MiB, 1.5GiB or 2G")
-    return int(float(match[1]) * _SUFFIXES[match[2].upper()])
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

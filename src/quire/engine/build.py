@@ -9,7 +9,6 @@ import importlib
 import logging
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -189,5 +188,6 @@ def _import_plugin(module: str) -> None:
     try:
         importlib.import_module(module)
     except ImportError as error:
-        where = Path.cwd()
-        raise ConfigError(f"plugin module {module!r} cannot be imported (from {where}): {error}") from error
+        raise ConfigError(
+            f"plugin module {module!r} cannot be imported: {error}. Install it, or put its folder on PYTHONPATH"
+        ) from error

@@ -1,13 +1,14 @@
 """The engine process: owns the step loop, talks to its front end over the socket it was given, dies with its parent.
 
-Started as `python -m quire.engine.worker FD`. The first frame is the configuration; then messages of
-`engine/messages.py` in both directions. Exit status: 0 told to stop or the front end is gone, 1 could not start, 70 an
-internal error.
+Started as `python -P -m quire.engine.worker FD`. The first frame is the configuration; then messages of
+`engine/messages.py` in both directions. SIGUSR1 makes it log its state. Exit status: 0 told to stop or the front end is
+gone, 1 could not start, 70 an internal error.
 """
 
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import queue
@@ -146,9 +147,16 @@ def _serve(config: EngineConfig, link: FrontEndLink) -> int:
         return EXIT_START_FAILED
     core.inbox = inbox
     loaded.set()
+    _report_on_signal(core.dump)
     link.send(ReadyMessage(info))
     core.run(lambda outputs, stats: link.send(StepMessage(outputs, stats)))
     return 0
+
+
+def _report_on_signal(dump: Callable[[], object]) -> None:
+    """On SIGUSR1 log what every thread does and who is in which state: for an engine that seems to hang."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: logger.warning("engine state: %s", dump()))
+    faulthandler.register(signal.SIGUSR1, chain=True)
 
 
 def _read_messages(link: FrontEndLink, put: Callable[[ToEngine], None], loaded: threading.Event) -> None:

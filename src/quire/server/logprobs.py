@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,20 +10,13 @@ from quire.protocol.chat import ChoiceLogprobs, TokenLogprob, TopLogprob
 from quire.protocol.common import PromptLogprob, PromptLogprobs
 from quire.protocol.completions import CompletionLogprobs
 from quire.server.samples import Piece
+from quire.text.logprobs import finite
 
 if TYPE_CHECKING:
     from quire.text.tokenizer import Tokenizer
 
-FLOOR = -9999.0
-"""Stands for log-probabilities too small to say, as OpenAI documents."""
-
 Entry = dict[int, Logprob]
 _LAST_RANK = 2**31
-
-
-def finite(value: float) -> float:
-    """The value, or FLOOR where it is no number JSON can hold."""
-    return max(value, FLOOR) if math.isfinite(value) else FLOOR
 
 
 def chat_logprobs(piece: Piece, top: int, tokenizer: Tokenizer) -> ChoiceLogprobs:

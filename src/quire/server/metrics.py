@@ -135,7 +135,9 @@ class ServerMetrics:
         self._requests = self._counter("http_requests", "HTTP requests by route and status.", "route", "status")
         self._finished = self._counter("requests_finished", "Samples by the reason they ended.", "reason")
         self._failures = self._counter("request_failures", "Failed requests by error code.", "code")
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of requests that ended, cached ones included.")
+        self._prompt_tokens = self._counter(
+            "prompt_tokens", "Prompt tokens of requests that ended, cached ones included."
+        )
         self._streams = Gauge("quire:open_streams", "Streams being sent.", registry=self.registry)
         self._first_token = [self._histogram("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS)]
         self._inter_token = [self._histogram("inter_token_latency_seconds", INTER_TOKEN_BUCKETS)]

@@ -97,10 +97,6 @@ class Tokenizer:
         """Whether `skip_special_tokens` leaves the token out."""
         return token_id in self._codec.special_ids
 
-    def is_added(self, token_id: int) -> bool:
-        """Whether the token is matched in text before the model splits it, special or not."""
-        return token_id in self._codec.added_ids
-
     def vocabulary_spelling(self, token_id: int) -> str | None:
         """The token as the vocabulary writes it (marks and all), None for an id it does not have."""
         return self._codec.id_to_token(token_id) if 0 <= token_id < 2**32 else None

@@ -33,6 +33,12 @@ def test_an_unknown_option_names_the_nearest_known_one():
         ("max_num_seqs", 0),
         ("max_model_len", True),
         ("priority_ageing_seconds", float("nan")),
+        ("max_num_seqs", 2.5),
+        ("max_num_seqs", "4"),
+        ("enable_prefix_caching", "false"),
+        ("debug", 1),
+        ("model", 7),
+        ("kv_cache_memory_bytes", "2 gallons"),
     ],
 )
 def test_values_out_of_range_are_refused(option, value):
@@ -49,6 +55,12 @@ def test_a_preset_fills_only_what_was_not_given():
     assert throughput.scheduler.max_num_batched_tokens > interactive.scheduler.max_num_batched_tokens
     with pytest.raises(ConfigError, match="interactive, throughput"):
         EngineConfig.from_options(preset="fast")
+
+
+def test_sizes_may_be_text_and_models_paths(tmp_path):
+    """S48: what the help of the setting says holds for LLM(...) too."""
+    config = EngineConfig.from_options(kv_cache_memory_bytes="1.5GiB", model=tmp_path)
+    assert (config.cache.kv_cache_memory_bytes, config.model.model) == (3 * 2**29, str(tmp_path))
 
 
 def test_a_lone_string_is_accepted_where_several_are_declared():

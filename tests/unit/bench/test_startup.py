@@ -47,7 +47,7 @@ async def test_limits_that_measure_nothing_are_refused(wrong):
 
 
 async def test_a_model_that_is_not_there_is_the_cause(tmp_path):
-    with pytest.raises(EngineDeadError, match="config.json"):
+    with pytest.raises(EngineDeadError, match=r"config\.json"):
         await run_startup(str(tmp_path), runs=1)
 
 

@@ -68,7 +68,7 @@ def call(arguments):
 
 OBJECT = "{% for m in messages %}{% for c in m.tool_calls %}{{ c.function.arguments | tojson }}{% endfor %}{% endfor %}"
 JSON_TEXT = (
-    "{% for m in messages %}{% for c in m.tool_calls %}{{ 'x' + c['function']['arguments'] }}{% endfor %}{% endfor %}"  # noqa: E501
+    "{% for m in messages %}{% for c in m.tool_calls %}{{ 'x' + c['function']['arguments'] }}{% endfor %}{% endfor %}"
 )
 
 
