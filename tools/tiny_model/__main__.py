@@ -58,7 +58,12 @@ def _train(work: Path, recipe: Recipe) -> Trainer:
 def _export(work: Path, out: Path) -> None:
     tokenizer = _tokenizer(work)
     for recipe in _RECIPES:
-        export(Trainer(recipe, tokenizer, work).model, tokenizer, out / recipe.name)
+        trainer = Trainer(recipe, tokenizer, work)
+        if trainer.step < recipe.steps:
+            raise SystemExit(
+                f"{recipe.name} has been trained for {trainer.step} of {recipe.steps} steps; run train first"
+            )
+        export(trainer.model, tokenizer, out / recipe.name)
 
 
 def _chat(args: argparse.Namespace) -> Chat:

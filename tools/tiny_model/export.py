@@ -35,4 +35,6 @@ def export(model: TinyLlama, tokenizer: Tokenizer, folder: Path) -> None:
     weights = {k: v.detach().to(torch.bfloat16).cpu().contiguous() for k, v in model.state_dict().items()}
     part = folder / "model.safetensors.part"
     save_file(weights, str(part), metadata={"format": "pt"})
+    # The library writes for the owner alone, but a package is read by anyone.
+    part.chmod(0o644)
     os.replace(part, folder / "model.safetensors")

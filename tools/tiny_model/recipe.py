@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tools.tiny_model.corpus.mixture import BROAD, COPYING, LAGGING, SKILLS, Mixture
+from tools.tiny_model.corpus.mixture import BROAD, COPYING, HARDEST, LAGGING, SKILLS, Mixture
 from tools.tiny_model.model import DEMO, DRAFT, SEEDLING, ModelConfig
 
 
@@ -86,8 +86,14 @@ DEMO_RECIPE = Recipe(
         Phase(SEEDLING, 1500, 4096, SKILLS),
         Phase(DEMO, 600, 4096, SKILLS),
         Phase(DEMO, 450, 4096, LAGGING),
+        Phase(DEMO, 4800, 4096, HARDEST),
     ),
     # The first is short: the run began with a shorter plan, and the recipe says what was done.
-    decays=(Decay(1300, 1350, 1800), Decay(3000, 4000, 4000), Decay(3999, 4450, 4450, 0.3)),
+    decays=(
+        Decay(1300, 1350, 1800),
+        Decay(3000, 4000, 4000),
+        Decay(3999, 4450, 4450, 0.3),
+        Decay(4449, 9250, 9250, 0.7),
+    ),
 )
 DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 400, 4096, BROAD),), decays=(Decay(200, 400, 400),))

@@ -105,7 +105,11 @@ class EngineCore:
                     self.scheduler.check()
                 self._handle(self.inbox.get())
             steps = self._num_steps
-            outputs = self.advance()
+            try:
+                outputs = self.advance()
+            except Exception:
+                logger.critical("the step loop failed; its state: %s", self.dump())
+                raise
             if outputs or self._num_steps != steps:
                 deliver(outputs, self.stats())
 

@@ -1,8 +1,8 @@
 """The engine process: owns the step loop, talks to its front end over the socket it was given, dies with its parent.
 
 Started as `python -P -m quire.engine.worker FD`. The first frame is the configuration; then messages of
-`engine/messages.py` in both directions. SIGUSR1 makes it log its state. Exit status: 0 told to stop or the front end is
-gone, 1 could not start, 70 an internal error.
+`engine/messages.py` in both directions. SIGUSR1 makes it print its stacks. Exit status: 0 told to stop or the front end
+is gone, 1 could not start, 70 an internal error.
 """
 
 from __future__ import annotations
@@ -122,6 +122,7 @@ def main() -> int:
     # The front end decides when the engine ends: a terminal's Ctrl-C reaches both and must not tear the engine first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.register(signal.SIGUSR1)  # what every thread does, for an engine that seems to hang
     configure_logging(settings.log_level, style=settings.log_style)
     try:
         return _serve(settings.config, link)
@@ -147,16 +148,9 @@ def _serve(config: EngineConfig, link: FrontEndLink) -> int:
         return EXIT_START_FAILED
     core.inbox = inbox
     loaded.set()
-    _report_on_signal(core.dump)
     link.send(ReadyMessage(info))
     core.run(lambda outputs, stats: link.send(StepMessage(outputs, stats)))
     return 0
-
-
-def _report_on_signal(dump: Callable[[], object]) -> None:
-    """On SIGUSR1 log what every thread does and who is in which state: for an engine that seems to hang."""
-    signal.signal(signal.SIGUSR1, lambda number, frame: logger.warning("engine state: %s", dump()))
-    faulthandler.register(signal.SIGUSR1, chain=True)
 
 
 def _read_messages(link: FrontEndLink, put: Callable[[ToEngine], None], loaded: threading.Event) -> None:

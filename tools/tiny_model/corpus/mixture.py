@@ -127,6 +127,32 @@ LAGGING = Mixture(
     (60, 25, 10, 5),
     0.006,
 )
+# The last stretch: what is still hardest, with more long conversations.
+HARDEST = Mixture(
+    _WEIGHTS
+    | {
+        "greeting": 8,
+        "self": 4,
+        "fallback": 8,
+        "count": 8,
+        "sum": 8,
+        "sort numbers": 18,
+        "compare": 3,
+        "spell": 17,
+        "sort words": 19,
+        "repeat": 8,
+        "length": 5,
+        "edge": 5,
+        "facts": 8,
+        "stated facts": 10,
+        "json": 9,
+        "memory": 13,
+        "story": 3,
+        "tools": 18,
+    },
+    (55, 25, 12, 8),
+    0.03,
+)
 _SYSTEMS = (
     "You are a helpful assistant.",
     "You are a friendly assistant.",
