@@ -86,14 +86,14 @@ DEMO_RECIPE = Recipe(
         Phase(SEEDLING, 1500, 4096, SKILLS),
         Phase(DEMO, 600, 4096, SKILLS),
         Phase(DEMO, 450, 4096, LAGGING),
-        Phase(DEMO, 4800, 4096, HARDEST),
+        Phase(DEMO, 3900, 4096, HARDEST),
     ),
     # The first is short: the run began with a shorter plan, and the recipe says what was done.
     decays=(
         Decay(1300, 1350, 1800),
         Decay(3000, 4000, 4000),
         Decay(3999, 4450, 4450, 0.3),
-        Decay(4449, 9250, 9250, 0.7),
+        Decay(4449, 8350, 8350, 0.7),
     ),
 )
 DRAFT_RECIPE = Recipe("quire-demo-draft", (Phase(DRAFT, 400, 4096, BROAD),), decays=(Decay(200, 400, 400),))
