@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from quire.base.paging import pages_for
 from quire.base.request import Request
-from quire.cache.page import pages_for
 from quire.cache.pool import PagePool
 from quire.cache.prefix import NO_HIT, PrefixCache, PrefixHit
 

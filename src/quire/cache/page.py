@@ -26,8 +26,3 @@ class PublishedPage:
     parent_key: bytes
     token_ids: tuple[int, ...]
     """Exactly `page_size` tokens; compared on every hit, so that a key alone never decides."""
-
-
-def pages_for(num_tokens: int, page_size: int) -> int:
-    """Pages that `num_tokens` tokens need."""
-    return -(-num_tokens // page_size)

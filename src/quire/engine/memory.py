@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.base.errors import ConfigError
+from quire.base.paging import pages_for
 from quire.models.info import ModelInfo
-from quire.runner.sizing import page_bytes, pages_for, row_bytes
+from quire.runner.sizing import page_bytes, row_bytes
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 _AUTO_SHARE = 0.5

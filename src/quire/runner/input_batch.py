@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from quire.attention.interface import AttentionBatch
+from quire.base.paging import pages_for
 from quire.base.step import NewRow, SchedulerOutput
 from quire.runner.device import Device
 from quire.runner.sampler import DrawBatch
-from quire.runner.sizing import pages_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from quire.base.paging import pages_for
 from quire.models.info import KVLayerSpec
 
 TOKEN_BYTES = 4
@@ -22,11 +23,6 @@ def kv_bytes(layers: Iterable[KVLayerSpec], *, num_pages: int, page_size: int, i
 def page_bytes(layers: Iterable[KVLayerSpec], *, page_size: int, itemsize: int) -> int:
     """Bytes of one page over all layers."""
     return page_size * sum(layer.bytes_per_token(itemsize) for layer in layers)
-
-
-def pages_for(num_tokens: int, page_size: int) -> int:
-    """Pages that hold `num_tokens` tokens."""
-    return -(-num_tokens // page_size)
 
 
 def row_bytes(*, max_num_seqs: int, max_model_len: int, page_size: int) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from quire.base.outputs import FinishReason, RequestMetrics, TokenOutput
+from quire.base.paging import pages_for
 from quire.base.request import EngineRequest, Request
-from quire.cache.page import pages_for
 
 
 def sample_seed(seed: int, index: int) -> int:

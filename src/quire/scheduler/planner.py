@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from quire.base.paging import pages_for
 from quire.base.request import Request, RequestStatus
 from quire.base.step import SchedulerOutput
 from quire.cache.manager import Allocation, KVCacheManager
-from quire.cache.page import pages_for
 from quire.scheduler.budget import SchedulerLimits, TokenBudget
 from quire.scheduler.decision import Decision
 from quire.scheduler.roster import Roster

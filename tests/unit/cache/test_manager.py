@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from quire.base.paging import pages_for
 from quire.cache.manager import KVCacheManager
-from quire.cache.page import pages_for
 
 
 def test_every_page_holds_page_size_tokens(request_of):

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from quire.cache.page import PageState, pages_for
+from quire.base.paging import pages_for
+from quire.cache.page import PageState
 from quire.cache.pool import PagePool
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from quire.attention import select_backend
 from quire.attention.interface import AttentionPlan, AttentionSpec
+from quire.base.paging import pages_for
 from quire.base.sampling import SamplingParams
 from quire.base.step import NewRow, SampledTokens, SchedulerOutput
 from quire.models.info import KVLayerSpec
@@ -18,7 +19,6 @@ from quire.runner.device import CpuDevice
 from quire.runner.input_batch import RunnerLimits
 from quire.runner.kv_tensors import allocate
 from quire.runner.model_runner import ModelRunner
-from quire.runner.sizing import pages_for
 
 VOCAB, WIDTH, HEADS, HEAD_DIM, LAYERS = 61, 16, 2, 8, 2
 LOGIT_SCALE = 0.15

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from quire.attention import select_backend
+from quire.base.paging import pages_for
 from quire.models.info import KVLayerSpec, ModelInfo
 from quire.runner.kv_tensors import allocate, copy_pages, poison
-from quire.runner.sizing import kv_bytes, page_bytes, pages_for
+from quire.runner.sizing import kv_bytes, page_bytes
 
 LAYERS = (KVLayerSpec(2, 16), KVLayerSpec(1, 64), KVLayerSpec(2, 16))
 

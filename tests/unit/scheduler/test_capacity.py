@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from quire.base.paging import pages_for
 from quire.base.step import SampledTokens
-from quire.cache.page import pages_for
 
 MODEL_LEN, NUM_TOKENS = 2048, 16 * 2048
 
