@@ -4,6 +4,8 @@ import httpx
 import openai
 import pytest
 
+pytestmark = pytest.mark.slow  # every test starts a server of its own
+
 KEY = {"authorization": "Bearer sk-first"}
 
 

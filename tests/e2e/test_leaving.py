@@ -5,6 +5,8 @@ import json
 import httpx
 import pytest
 
+pytestmark = pytest.mark.slow  # every test starts a server of its own
+
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 RUNNING, WAITING = "quire:num_requests_running", "quire:num_requests_waiting"

@@ -11,6 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+pytestmark = pytest.mark.slow  # every test starts a server of its own
+
 CHAT = "/v1/chat/completions"
 
 
