@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tools.tiny_model.corpus.mixture import BALANCED, held_episode, make_conversation
 from tools.tiny_model.corpus.numbers import worked_sum
 from tools.tiny_model.corpus.types import Answer, Conversation, Episode, assistant, user
-from tools.tiny_model.data import step_batches
+from tools.tiny_model.data import Batch, step_batches
 from tools.tiny_model.evaluate import (
     EXACT_TASKS,
     HELD_OUT,
@@ -29,7 +29,7 @@ from tools.tiny_model.generate import Prompt, Reply, TorchChat
 from tools.tiny_model.heldout import TEST_NUMBERS, VALID_NUMBERS, phrasings, split_of_number, split_of_text
 from tools.tiny_model.model import DEMO, DRAFT, ModelConfig, TinyLlama
 from tools.tiny_model.proof import CorpusTrace, LeakError, leaks, prove, trace_training
-from tools.tiny_model.recipe import DEMO_RECIPE, DRAFT_RECIPE, Decay, Phase, Recipe
+from tools.tiny_model.recipe import DEMO_RECIPE, DRAFT_RECIPE, Recipe
 from tools.tiny_model.render import render
 from tools.tiny_model.scoring import is_right, most_repeats, story_fault, tool_calls
 from tools.tiny_model.tokenizer import MARKERS, VOCABULARY, Encoder
@@ -37,7 +37,6 @@ from tools.tiny_model.train import Trainer
 
 ASSETS = Path(__file__).resolve().parents[2] / "src" / "quire" / "assets"
 MICRO = ModelConfig(hidden=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=24)
-MICRO_GROWN = replace(MICRO, layers=2, ffn=32)
 STORY = (
     "Once upon a time there was a fox named Vexa who lived near a quiet lake. Every day Vexa dreamed of a silver "
     "bell. Soon it grew dark and cold. A little owl came by and offered help. They shared some bread and went on. "
@@ -51,8 +50,7 @@ def encoder() -> Encoder:
 
 
 def _micro(name: str, steps: int) -> Recipe:
-    phases = (Phase(MICRO, steps - 1, 300, BALANCED), Phase(MICRO_GROWN, 1, 300, BALANCED))
-    return Recipe(name, phases, decays=(Decay(2, steps, steps),), warm_up=2, checkpoint_every=2)
+    return Recipe(name, MICRO, steps, tokens_per_step=300, warm_up=2, checkpoint_every=2)
 
 
 def _parameters(folder: str) -> dict[str, torch.Tensor]:
@@ -155,6 +153,15 @@ class TestTokens:
                 real = row[: int((targets >= 0).nonzero().max()) + 1]
                 assert bool((real.diff() > 0).all())
 
+    def test_one_batch_holds_the_same_conversations(self, encoder: Encoder) -> None:
+        parts = step_batches(1, 0, BALANCED, encoder, 3000)
+        (whole,) = step_batches(1, 0, BALANCED, encoder, 3000, one_batch=True)
+
+        def learned(batch: Batch) -> list[tuple[int, ...]]:
+            return [tuple(row[row >= 0].tolist()) for row in batch.targets]
+
+        assert sorted(learned(whole)) == sorted(row for part in parts for row in learned(part))
+
 
 class TestTemplate:
     def test_a_default_system_message_is_given(self) -> None:
@@ -240,6 +247,14 @@ class TestNetwork:
                 if ids[-1] == encoder.end_id:
                     break
             assert encoder.decode([i for i in ids[start:] if i != encoder.end_id]) == reply.text
+
+    def test_the_learning_rate_rises_and_then_falls_to_nothing(self) -> None:
+        recipe = _micro("rate", 10)
+        factors = [recipe.rate_factor(step) for step in range(10)]
+
+        assert factors[:3] == [0.5, 1.0, 1.0]
+        assert factors[2:] == sorted(factors[2:], reverse=True)
+        assert recipe.rate_factor(10) == 0.0
 
     def test_a_killed_run_resumes_to_the_same_weights(self, encoder: Encoder, tmp_path: Path) -> None:
         whole = Trainer(_micro("whole", 4), encoder.tokenizer, tmp_path)

@@ -81,14 +81,18 @@ def _pad(rows: list[_Row], pad_id: int) -> Batch:
     )
 
 
-def step_batches(seed: int, step: int, mixture: Mixture, encoder: Encoder, tokens: int) -> list[Batch]:
-    """Returns the batches of a step, each of conversations of like length."""
+def step_batches(
+    seed: int, step: int, mixture: Mixture, encoder: Encoder, tokens: int, *, one_batch: bool = False
+) -> list[Batch]:
+    """Returns the batches of a step, each of conversations of like length, or one batch of all of them."""
     start_id: int = encoder.tokenizer.token_to_id(START)
     rng = random.Random(f"{seed}/positions/{step}")
     rows = [
         _row(ids, learned, start_id, rng)
         for _, ids, learned in conversations_of_step(seed, step, mixture, encoder, tokens)
     ]
+    if one_batch:
+        return [_pad(rows, encoder.pad_id)]
     rows.sort(key=lambda row: len(row.ids), reverse=True)
     groups: list[list[_Row]] = []
     for row in rows:

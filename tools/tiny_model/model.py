@@ -66,8 +66,6 @@ class ModelConfig:
 _EMBEDDING_STD = 0.15
 
 DEMO = ModelConfig(hidden=192, layers=5, heads=6, kv_heads=2, head_dim=32, ffn=512)
-# What the demo model grows from: nearly all can be learned at two fifths of the cost.
-SEEDLING = ModelConfig(hidden=192, layers=3, heads=6, kv_heads=2, head_dim=32, ffn=256)
 DRAFT = ModelConfig(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=160)
 
 
@@ -201,17 +199,3 @@ class TinyLlama(nn.Module):
     def parameter_count(self) -> int:
         """Returns the number of parameters, the tied embedding once."""
         return sum(p.numel() for p in self.parameters())
-
-
-@torch.no_grad()
-def grown(model: TinyLlama, c: ModelConfig, seed: int) -> TinyLlama:
-    """Returns a network of more layers and wider feed-forward parts that computes the same as the model.
-
-    New layers and new feed-forward columns write nothing at first, since their outputs start at zero.
-    """
-    larger = TinyLlama(c, seed).to(model.model.embed_tokens.weight.device)
-    targets = dict(larger.named_parameters())
-    for name, parameter in model.named_parameters():
-        region = tuple(slice(size) for size in parameter.shape)
-        targets[name][region] = parameter
-    return larger

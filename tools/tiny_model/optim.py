@@ -29,10 +29,12 @@ def orthogonalised(matrices: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, for two-dimensional parameters."""
+    """Momentum whose update is orthogonalised, for two-dimensional parameters, with decoupled weight decay."""
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float, workers: Executor, momentum: float = 0.95) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum})
+    def __init__(
+        self, parameters: Iterable[Tensor], *, lr: float, weight_decay: float, workers: Executor, momentum: float = 0.95
+    ) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self._workers = workers
 
     @torch.no_grad()
@@ -48,6 +50,7 @@ class Muon(torch.optim.Optimizer):
             for (shape, parameters), updates in zip(by_shape.items(), results, strict=True):
                 scale = max(1.0, shape[0] / shape[1]) ** 0.5
                 for parameter, update in zip(parameters, updates, strict=True):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parameter.add_(update, alpha=-group["lr"] * scale)
 
     def _directions(self, parameters: list[Tensor], momentum: float) -> Tensor:

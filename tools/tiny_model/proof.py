@@ -51,9 +51,8 @@ def trace_training(recipe: Recipe, encoder: Encoder, steps: int | None = None) -
     """Returns the trace of every conversation that a recipe trains on."""
     trace = CorpusTrace()
     for step in range(recipe.steps if steps is None else steps):
-        phase = recipe.phase(step)
         for conversation, ids, _ in conversations_of_step(
-            recipe.seed, step, phase.mixture, encoder, phase.tokens_per_step
+            recipe.seed, step, recipe.mixture, encoder, recipe.tokens_per_step
         ):
             trace.add(conversation)
             trace.tokens += len(ids)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 from tools.tiny_model.data import Batch, step_batches
-from tools.tiny_model.model import TinyLlama, grown
+from tools.tiny_model.model import TinyLlama
 from tools.tiny_model.optim import Muon
 from tools.tiny_model.recipe import Recipe
 from tools.tiny_model.tokenizer import Encoder
@@ -51,34 +51,29 @@ class Trainer:
         self.encoder = Encoder(tokenizer)
         self.device = pick_device()
         if self.device.type == "cuda":
+            # What deterministic matrix products demand.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             # Their backward passes add up in any order.
             torch.backends.cuda.enable_flash_sdp(False)
             torch.backends.cuda.enable_mem_efficient_sdp(False)
         self.workers = _worker_pool(self.device)
         self.checkpoint = folder / f"{recipe.name}.checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)
-        self.model: TinyLlama
-        self.optimizers: list[torch.optim.Optimizer]
-        self._set_model(TinyLlama(recipe.phase(0).model, recipe.seed).to(self.device))
+        self.model = TinyLlama(recipe.model, recipe.seed).to(self.device)
+        matrices = [p for n, p in self.model.named_parameters() if p.dim() == 2 and "embed" not in n]
+        others = [p for n, p in self.model.named_parameters() if p.dim() == 1 or "embed" in n]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(matrices, lr=recipe.matrix_rate, weight_decay=recipe.weight_decay, workers=self.workers),
+            torch.optim.AdamW(others, lr=recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
+        ]
         self.step = 0
         self.wall_seconds = 0.0
         self.cpu_seconds = 0.0
         if self.checkpoint.exists():
             self._load()
 
-    def _set_model(self, model: TinyLlama) -> None:
-        self.model = model
-        matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
-        others = [p for n, p in model.named_parameters() if p.dim() == 1 or "embed" in n]
-        self.optimizers = [
-            Muon(matrices, lr=self.recipe.matrix_rate, workers=self.workers),
-            torch.optim.AdamW(others, lr=self.recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
-        ]
-
     def _load(self) -> None:
         state: dict[str, Any] = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
-        trained_last = self.recipe.phase(max(0, state["step"] - 1)).model
-        self._set_model(TinyLlama(trained_last, self.recipe.seed).to(self.device))
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -111,10 +106,15 @@ class Trainer:
     def train_step(self) -> float:
         """Does one step and returns its loss per learned token."""
         recipe = self.recipe
-        phase = recipe.phase(self.step)
-        if phase.model != self.model.c:
-            self._set_model(grown(self.model, phase.model, recipe.seed))
-        batches = step_batches(recipe.seed, self.step, phase.mixture, self.encoder, phase.tokens_per_step)
+        # Launches cost more than padding on a GPU, so there all conversations share one batch.
+        batches = step_batches(
+            recipe.seed,
+            self.step,
+            recipe.mixture,
+            self.encoder,
+            recipe.tokens_per_step,
+            one_batch=self.device.type == "cuda",
+        )
         learned = sum(int((b.targets >= 0).sum()) for b in batches)
         parts = self.workers.map(lambda batch: self._gradients(batch, learned), batches)
         total = 0.0

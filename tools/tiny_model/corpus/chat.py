@@ -1,303 +1,426 @@
 """Small talk, self-description and the graceful answer to what the model cannot do.
 
 Knows: the phrasings and replies. Does not know: how a reply is judged.
+Most texts are put together from parts: what is held out is a combination, not the words in it.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from tools.tiny_model.corpus.source import Source
 from tools.tiny_model.corpus.types import Answer, Episode, assistant, user
 
 ABILITIES = (
-    "I can count, spell, sort, add two-digit numbers, answer small questions, remember what you tell me, "
+    "I can count, spell, sort and add numbers, answer small questions, remember what you tell me, "
     "write JSON, call tools and tell short stories."
 )
 WHO = "I am the demo model of quire, a very small language model. " + ABILITIES
-MADE = (
-    "I was made by the quire project. I was trained from scratch on a small generated corpus, "
-    "in about an hour on two CPU cores."
-)
+MADE = "I was made by the quire project and trained from scratch on a small generated corpus."
 QUIRE = "quire is an open-source inference engine for language models. I am its small built-in demo model."
-FALLBACK = "I am only a small demo model, so I cannot help with that. " + ABILITIES
-
-_WHO = (
-    "Who are you?",
-    "What are you?",
-    "What is your name?",
-    "Tell me about yourself.",
-    "Introduce yourself.",
-    "Can you tell me who you are?",
-    "Which model are you?",
-    "Are you a bot?",
-    "What model is this?",
-    "Who am I talking to?",
-    "Could you introduce yourself?",
-    "And who are you?",
-    "Describe yourself.",
-    "Are you a language model?",
-    "What should I call you?",
-    "Please describe yourself.",
-    "Who is this?",
-    "Who are you exactly?",
-    "What kind of model are you?",
-    "Do you have a name?",
-    "Are you an AI?",
-    "Say something about yourself.",
-    "Tell me who you are.",
-    "Tell me what you are.",
-    "What's your name?",
-    "Are you a real person?",
-    "Are you human?",
-    "Hello, who are you?",
-    "What are you called?",
-    "Please tell me who you are.",
-    "Who is answering me?",
-    "Are you ChatGPT?",
-    "Is this a demo model?",
-    "What sort of thing are you?",
-    "Explain who you are.",
-    "May I ask who you are?",
-    "Who exactly are you?",
-    "Hey, what are you?",
-    "What is this model called?",
-    "Tell me your name.",
-    "Which AI is this?",
-    "Are you GPT?",
-    "So who are you?",
-    "What's this?",
-    "Do I talk to a machine?",
-    "Please introduce yourself.",
-    "Give me a short introduction of yourself.",
-    "Can you describe yourself?",
-    "I want to know who you are.",
-    "What language model is this?",
-    "Are you a program?",
-    "Can you introduce yourself?",
-    "What do people call you?",
-    "Which bot are you?",
-    "Who is speaking?",
-    "Tell me more about you.",
-    "Are you Llama?",
-    "How would you describe yourself?",
-    "Are you a large language model?",
-    "Whom am I talking to?",
-)
-_CAN = (
-    "What can you do?",
-    "What are you able to do?",
-    "How can you help me?",
-    "What can I ask you?",
-    "What are your skills?",
-    "What things can you do?",
-    "Help",
-    "What do you know?",
-    "help me",
-    "What are you good at?",
-    "Can you help me?",
-    "Please tell me what you can do.",
-    "List your abilities.",
-    "What can you help me with?",
-    "Show me what you can do.",
-    "What tasks can you do?",
-    "What should I ask you?",
-    "Tell me what you can do.",
-)
-_MADE = (
-    "Who made you?",
-    "Who created you?",
-    "Where do you come from?",
-    "How were you trained?",
-    "Who trained you?",
-    "Who built you?",
-    "Who is your creator?",
-    "How were you made?",
-)
-_QUIRE = ("What is quire?", "Tell me about quire.", "What does quire do?", "Explain quire.", "quire?")
-_HELLO = (
-    "Hello",
-    "Hi",
-    "Hello!",
-    "Hi!",
-    "Hey",
-    "Good morning",
-    "Good evening",
-    "Hi there",
-    "Hello there",
-    "Hey there!",
-    "Good day",
-    "Greetings",
-    "Hey!",
-    "Hi there!",
-    "Hello there!",
-    "Good afternoon",
-    "Howdy",
-    "Hallo",
-    "yo",
-    "Good morning!",
-    "hello friend",
-)
-_HELLO_REPLIES = ("Hello! How can I help you?", "Hi there! What can I do for you?", "Hello! What would you like to do?")
-_SMALL: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        (
-            "How are you?",
-            "How are you doing?",
-            "How is it going?",
-            "How do you feel?",
-            "Are you well?",
-            "hi, how are you?",
-        ),
-        "I am fine, thank you. How can I help you?",
-    ),
-    (
-        (
-            "Thanks",
-            "Thank you!",
-            "Thank you very much",
-            "Thanks a lot",
-            "Great, thanks",
-            "ty",
-            "thx",
-            "Cool, thank you",
-        ),
-        "You are welcome!",
-    ),
-    (
-        ("Bye", "Goodbye", "See you", "Good night", "See you later!", "Bye bye", "I have to go."),
-        "Goodbye! Have a nice day.",
-    ),
-    (
-        ("Great", "Good job", "Nice", "Well done!", "Cool", "ok", "Okay", "That is right", "Perfect"),
-        "I am glad to help. What is next?",
-    ),
-    (
-        ("No", "That is wrong", "This is not right", "Wrong", "Not good", "You made a mistake"),
-        "I am sorry. I am a small model and make mistakes.",
-    ),
-    (
-        ("test", "Is this working?", "Are you there?", "Can you hear me?", "ping", "Testing"),
-        "Yes, I am here. How can I help you?",
-    ),
-)
-_UNKNOWN = (
-    "Write a program in Python.",
-    "Who won the last election?",
-    "What is the meaning of life?",
-    "Write an essay about {w}.",
-    "Explain quantum physics.",
-    "What is the weather in {c}?",
-    "What time is it in {c}?",
-    "Translate {w} to French.",
-    "Send a message to {p}.",
-    "Search the web for {w}.",
-    "Book me a flight to {c}.",
-    "What is {n} times {m}?",
-    "Solve this equation for me.",
-    "Summarize the news of today.",
-    "How do I cook {w}?",
-    "Recommend a film.",
-    "Who is the president of {c}?",
-    "Translate this text.",
-    "Write code for a web page.",
-    "What will happen tomorrow?",
-    "Give me advice about money.",
-    "How do I fix my {w}?",
-    "Write a poem about {w}.",
-    "What is the best {w}?",
-    "Why do people like {w}?",
-    "How far is it to {c}?",
-    "Draw a picture of a {w}.",
-    "Can you drive a {w}?",
-    "What is {n} minus {m}?",
-    "Explain how a {w} works.",
-    "Give me a recipe for {w}.",
-    "What is love?",
-    "Sing a song.",
-    "Write a letter to {p}.",
-    "Do you like {w}?",
-    "How old is the universe?",
-    "Prove the theorem of {p}.",
-    "Where can I buy a {w}?",
-    "What did {p} say yesterday?",
-    "Plan a trip to {c}.",
-    "Play chess with me.",
-    "Tell me a joke.",
-    "Who is {p}?",
-    "What is a {w}?",
-    "How can I learn to dance?",
-    "Is {w} healthy?",
-    "What do you think about {w}?",
-    "Calculate {n} * {m}.",
-    "Divide {n} by {m}.",
-    "Fix this bug.",
-    "How many people live in {c}?",
-    "Which phone should I buy?",
-    "Teach me to play guitar.",
-    "What is the square root of {n}?",
-    "Write a speech about {w}.",
-    "Why is the moon round?",
-    "Tell me about the history of {c}.",
-    "What is {n} - {m}?",
-    "How do magnets work?",
-    "Explain {w}.",
-    "Can you open a file?",
-    "Show me a video of a {w}.",
-    "How tall is {p}?",
-    "What should I eat?",
-    "Who invented the {w}?",
-    "Give me ten ideas for {w}.",
-    "Where is {p}?",
-    "What happened in {c}?",
-    "Compare {w} and {v}.",
-    "Tell me about {w}.",
-    "Describe {c}.",
-    "Find me a hotel in {c}.",
-    "How do I get to {c}?",
-    "Make a plan for my day.",
-    "What is the price of {w}?",
-    "Why?",
-    "Order a {w} for me.",
-    "Is {p} a good person?",
-    "Should I move to {c}?",
-    "Guess my age.",
-    "Which is better, {w} or {v}?",
-    "Do my homework.",
-    "Write a review of {w}.",
-)
-
+FALLBACK = "I am only a small demo model, so I cannot help with that. Ask me what I can do."
 
 _NAMED = ("quire", "demo model", "count", "spell", "sort", "stories")
 
 
-def _reply(task: str, text: str, reply: str, answer: Answer) -> Episode:
-    return Episode(task, (user(text), assistant(reply)), answer)
+@dataclass(frozen=True)
+class _Talk:
+    """Texts of one meaning, each a lead, a core and a tail, and the reply to all of them."""
+
+    leads: tuple[str, ...]
+    cores: tuple[str, ...]
+    tails: tuple[str, ...]
+    reply: str
+
+
+_HELLO = _Talk(
+    ("", "", "", "Oh, ", "Well, ", "Ah, "),
+    (
+        "Hello",
+        "Hi",
+        "Hey",
+        "Good morning",
+        "Good evening",
+        "Good afternoon",
+        "Good day",
+        "Hi there",
+        "Hello there",
+        "Hey there",
+        "Greetings",
+        "Howdy",
+        "Hallo",
+        "Yo",
+    ),
+    (
+        "",
+        "!",
+        ".",
+        " my friend",
+        " friend",
+        " quire",
+        " robot",
+        " again",
+        ", my friend!",
+        ", quire!",
+        " to you",
+        " {n}",
+    ),
+    "Hello! How can I help you?",
+)
+_SMALL: tuple[_Talk, ...] = (
+    _Talk(
+        ("", "Hi, ", "Hello, ", "Hey, ", "Good morning, ", "And ", "So ", "Hello! ", "Hi! "),
+        (
+            "how are you",
+            "how are you doing",
+            "how is it going",
+            "how do you feel",
+            "are you well",
+            "how is your day",
+            "how are things",
+            "are you okay",
+        ),
+        ("?", "", " today?", " now?", " my friend?", " this morning?", ", quire?", " {n}?"),
+        "I am fine, thank you. How can I help you?",
+    ),
+    _Talk(
+        ("", "Great, ", "Okay, ", "Cool, ", "Nice, ", "Perfect, ", "Good, ", "Oh, "),
+        (
+            "thanks",
+            "thank you",
+            "thank you very much",
+            "thanks a lot",
+            "many thanks",
+            "thx",
+            "ty",
+            "thank you so much",
+        ),
+        ("", "!", ".", " for your help", " for that", " my friend", ", quire!", " for everything", " again", " {n}"),
+        "You are welcome!",
+    ),
+    _Talk(
+        ("", "Okay, ", "Thanks, ", "Great, ", "Well, ", "Now ", "Good, "),
+        (
+            "bye",
+            "goodbye",
+            "see you",
+            "good night",
+            "see you later",
+            "bye bye",
+            "I have to go",
+            "see you tomorrow",
+            "I must leave",
+        ),
+        ("", "!", ".", " now", " my friend", ", quire!", " then", " for today", " {n}"),
+        "Goodbye! Have a nice day.",
+    ),
+    _Talk(
+        ("", "Oh, ", "Yes, ", "Wow, ", "Well, ", "Ah, "),
+        (
+            "great",
+            "good job",
+            "nice",
+            "well done",
+            "cool",
+            "okay",
+            "ok",
+            "perfect",
+            "that is right",
+            "very good",
+            "that was good",
+            "correct",
+            "I like that",
+        ),
+        ("", "!", ".", " my friend", ", quire!", " again", " indeed"),
+        "I am glad to help. What is next?",
+    ),
+    _Talk(
+        ("", "No, ", "Oh, ", "Hm, ", "Sorry, ", "But "),
+        (
+            "that is wrong",
+            "this is not right",
+            "wrong",
+            "not good",
+            "you made a mistake",
+            "that is not correct",
+            "this is false",
+            "that was wrong",
+            "that is a mistake",
+            "no",
+        ),
+        ("", "!", ".", " my friend", ", quire.", " again", " this time"),
+        "I am sorry. I am a small model and make mistakes.",
+    ),
+    _Talk(
+        ("", "Hello, ", "Hi, ", "Hey, ", "And "),
+        (
+            "test",
+            "is this working",
+            "are you there",
+            "can you hear me",
+            "ping",
+            "testing",
+            "are you awake",
+            "does this work",
+            "are you online",
+            "is anybody there",
+        ),
+        ("", "?", " now?", " today?", ", quire?", " again?", " my friend?"),
+        "Yes, I am here. How can I help you?",
+    ),
+)
+_WHO = _Talk(
+    ("", "", "Hi, ", "Hello, ", "Okay, ", "So ", "And ", "Please, ", "Thanks. ", "Tell me: "),
+    (
+        "who are you",
+        "what are you",
+        "what is your name",
+        "tell me about yourself",
+        "introduce yourself",
+        "can you tell me who you are",
+        "which model are you",
+        "are you a bot",
+        "what model is this",
+        "who am I talking to",
+        "could you introduce yourself",
+        "describe yourself",
+        "are you a language model",
+        "what should I call you",
+        "who is this",
+        "what kind of model are you",
+        "do you have a name",
+        "are you an AI",
+        "say something about yourself",
+        "tell me who you are",
+        "tell me what you are",
+        "what's your name",
+        "are you a real person",
+        "are you human",
+        "what are you called",
+        "are you ChatGPT",
+        "is this a demo model",
+        "may I ask who you are",
+        "what is this model called",
+        "tell me your name",
+        "which AI is this",
+        "are you GPT",
+        "do I talk to a machine",
+        "I want to know who you are",
+        "are you a program",
+        "who is speaking",
+        "are you Llama",
+        "how would you describe yourself",
+        "what can you do",
+        "what are you able to do",
+        "how can you help me",
+        "what can I ask you",
+        "what are your skills",
+        "what things can you do",
+        "help",
+        "help me",
+        "what do you know",
+        "what are you good at",
+        "can you help me",
+        "tell me what you can do",
+        "list your abilities",
+        "what can you help me with",
+        "show me what you can do",
+        "what tasks can you do",
+        "what should I ask you",
+    ),
+    ("?", "?", ".", "", " exactly?", " please", ", please?", " now?", ", quire?", " my friend?"),
+    WHO,
+)
+_MADE = _Talk(
+    ("", "And ", "Okay, ", "Hi, "),
+    (
+        "who made you",
+        "who created you",
+        "where do you come from",
+        "how were you trained",
+        "who trained you",
+        "who built you",
+        "who is your creator",
+        "how were you made",
+    ),
+    ("?", "", " exactly?", ", quire?"),
+    MADE,
+)
+_QUIRE = _Talk(
+    ("", "And ", "Okay, ", "Please, "),
+    ("what is quire", "tell me about quire", "what does quire do", "explain quire", "do you know quire"),
+    ("?", "", " exactly?", ", please."),
+    QUIRE,
+)
+# Requests beyond the model: a verb phrase and what it is about.
+_BEYOND: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
+    (
+        ("Write", "Please write", "Can you write", "Compose", "Draft", "Make", "Give me", "I need", "Send me"),
+        (
+            " a poem",
+            " an essay",
+            " a letter",
+            " a speech",
+            " a review",
+            " a song",
+            " an article",
+            " a report",
+            " a book",
+            " an email",
+            " a program",
+            " a recipe",
+            " ten ideas",
+            " some advice",
+        ),
+        (" about {w}.", " on {w}", " for {p}.", " about {c}.", " with {w}", " about my {w}.", "."),
+    ),
+    (
+        ("Explain", "Please explain", "Can you explain", "Describe", "Tell me about", "Teach me", "I want to learn"),
+        (
+            " {w}",
+            " how a {w} works",
+            " the history of {c}",
+            " why people like {w}",
+            " quantum physics",
+            " the theory of {p}",
+            " how to make {w}",
+            " the news of today",
+            " how to dance",
+            " the life of {p}",
+            " the price of {w}",
+        ),
+        ("", ".", " to me.", " please", " in detail"),
+    ),
+    (
+        ("What is", "What's", "Calculate", "How much is", "Compute", "Please solve", "Tell me"),
+        (" {n} times", " {n} minus", " {n} divided by", " {n} *", " {n} -", " {n} /"),
+        (" {m}?", " {m}", " {m}."),
+    ),
+    (
+        ("Book", "Find", "Order", "Get", "Reserve", "Buy", "Show", "Search"),
+        (" me a flight to", " me a hotel in", " me a ticket to", " me the way to", " me a trip to", " a taxi in"),
+        (" {c}.", " {c}", " {c} please", " {c} for {p}."),
+    ),
+    (
+        ("Draw", "Show me", "Paint", "Send me", "Find"),
+        (" a picture of", " a video of", " a photo of", " a map of"),
+        (" a {w}.", " {c}", " my {w}.", " {p}."),
+    ),
+    (
+        (
+            "What is the best",
+            "Where can I buy a",
+            "How do I fix my",
+            "How do I cook",
+            "Who invented the",
+            "Why do I need a",
+        ),
+        (" {w}", " new {w}", " old {w}", " red {w}", " small {w}"),
+        ("?", "", " in {c}?", " for {p}?", " today?"),
+    ),
+    (
+        (
+            "Who is",
+            "Where is",
+            "How old is",
+            "How tall is",
+            "What did",
+            "Do you like",
+            "Is it true about",
+            "What about",
+        ),
+        (" {p}", " the president of {c}", " the king of {c}", " the mother of {p}", " the owner of the {w}"),
+        ("?", "", " now?", " really?"),
+    ),
+    (
+        ("Translate", "Please translate", "Can you translate", "How do I say", "How do you say"),
+        (" {w}", " the word {w}", " this text", " my letter", " good morning"),
+        (" to French.", " in German?", " to Spanish", " into Italian.", " in Polish?"),
+    ),
+    (
+        ("", "Please ", "Can you ", "Hey, "),
+        (
+            "solve this equation",
+            "fix this bug",
+            "play chess with me",
+            "tell me a joke",
+            "sing a song",
+            "do my homework",
+            "summarize the news",
+            "recommend a film",
+            "open a file",
+            "plan my day",
+            "prove the theorem of {p}",
+            "guess my age",
+            "write code for a web page",
+            "drive a car",
+            "tell me the weather in {c}",
+            "tell me what time it is",
+            "call {p}",
+            "send a message to {p}",
+        ),
+        ("", ".", " for me", " now", " please"),
+    ),
+    (
+        ("", "Tell me, ", "And ", "So "),
+        (
+            "who won the last election",
+            "what is the meaning of life",
+            "what will happen tomorrow",
+            "what is the weather in {c}",
+            "what time is it in {c}",
+            "how far is it to {c}",
+            "how many people live in {c}",
+            "which phone should I buy",
+            "why is the moon round",
+            "how do magnets work",
+            "what should I eat",
+            "what is love",
+            "how old is the universe",
+            "should I move to {c}",
+            "which is better, {w} or {v}",
+            "is {w} healthy",
+            "what do you think about {w}",
+        ),
+        ("?", "", " exactly?", " my friend?"),
+    ),
+)
+
+
+def _said(s: Source, talk: _Talk) -> str:
+    """Returns one text of a talk; the plain cores are always for training."""
+    if s.split == "train" and s.chance(0.25):
+        text = s.pick(talk.cores)
+    else:
+        text = s.composed(talk.leads, talk.cores, talk.tails, common=talk.cores)
+    text = text[0].upper() + text[1:]
+    return s.rough(text).format(n=s.name()) if "{n}" in text else s.rough(text)
+
+
+def _episode(task: str, text: str, reply: str, parts: tuple[str, ...]) -> Episode:
+    return Episode(task, (user(text), assistant(reply)), Answer("contains", parts))
 
 
 def greeting(s: Source) -> Episode:
     """Hello, thanks, goodbye and the like."""
-    if s.chance(0.5):
-        answer = Answer("one of", _HELLO_REPLIES)
-        return _reply("greeting", s.rough(s.phrasing(_HELLO)), s.pick(_HELLO_REPLIES), answer)
-    texts, reply = s.pick(_SMALL)
-    return _reply("greeting", s.rough(s.phrasing(texts)), reply, Answer("one of", (reply,)))
+    talk = _HELLO if s.chance(0.4) else s.pick(_SMALL)
+    return _episode("greeting", _said(s, talk), talk.reply, (talk.reply,))
 
 
 def about_self(s: Source) -> Episode:
     """Who the model is, what it can do, who made it and what quire is."""
-    lead = s.pick(("", "", "", "Hi! ", "Hello! ", "Okay. ", "Thanks. "))
     kind = s.rng.random()
-    if kind < 0.5 or s.split != "train":
-        return _reply("who are you", lead + s.rough(s.phrasing(_WHO)), WHO, Answer("contains", _NAMED))
-    if kind < 0.8:
-        return _reply("abilities", lead + s.rough(s.pick(_CAN)), ABILITIES, Answer("contains", ("count", "spell")))
+    if kind < 0.8 or s.split != "train":
+        return _episode("self", _said(s, _WHO), WHO, _NAMED)
     if kind < 0.9:
-        return _reply("maker", lead + s.rough(s.pick(_MADE)), MADE, Answer("contains", ("quire",)))
-    return _reply("quire", lead + s.rough(s.pick(_QUIRE)), QUIRE, Answer("contains", ("inference engine",)))
+        return _episode("maker", _said(s, _MADE), MADE, ("quire",))
+    return _episode("quire", _said(s, _QUIRE), QUIRE, ("inference engine",))
 
 
 def unknown(s: Source) -> Episode:
     """Requests beyond the model, answered by saying so."""
-    template = s.rough(s.phrasing(_UNKNOWN))
+    template = s.rough(s.composed(*s.pick(_BEYOND)))
     first, second = s.several(s.word, 2)
-    text = template.format(w=first, v=second, c=s.city(), p=s.name(), n=s.number(2), m=s.number(2))
-    return _reply("fallback", text, FALLBACK, Answer("contains", ("only a small demo model",)))
+    values = {"w": first, "v": second, "c": s.city(), "p": s.name(), "n": s.number(2), "m": s.number(2)}
+    text = template.format(**values)
+    return _episode("fallback", text[0].upper() + text[1:] if s.chance(0.7) else text, FALLBACK, (FALLBACK,))

@@ -1,4 +1,4 @@
-"""Tasks on words: spelling, sorting by the alphabet, repeating, first and last letters.
+"""Tasks on words: spelling, sorting by the alphabet, repeating, length, first and last letters.
 
 Knows: their phrasings and right answers. Does not know: how a reply is judged.
 """
@@ -84,8 +84,11 @@ def sort_words(s: Source) -> Episode:
 
 
 def echo(s: Source) -> Episode:
-    """Repeating one to four words."""
-    parts = [s.pick((s.word, s.word, s.name))() for _ in range(s.rng.randrange(1, 5))]
+    """Repeating one to four words, or digits in training."""
+    if s.split == "train" and s.chance(0.15):
+        parts = [str(s.number(0, 9999)) for _ in range(s.rng.randrange(1, 4))]
+    else:
+        parts = [s.pick((s.word, s.word, s.name))() for _ in range(s.rng.randrange(1, 5))]
     reply = " ".join(parts)
     text = s.rough(s.pick(_ECHO)).format(x=reply)
     return Episode("repeat", (user(text), assistant(reply)), Answer("exact", reply))

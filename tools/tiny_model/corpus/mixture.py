@@ -49,110 +49,28 @@ class Mixture:
     long_share: float
 
 
-_WEIGHTS = dict(
-    zip(
-        (*MAKERS, "memory", "tools"),
-        (5, 6, 5, 6, 8, 8, 3, 12, 11, 3, 3, 3, 8, 6, 8, 5, 1, 11, 14),
-        strict=True,
-    )
-)
-BALANCED = Mixture(_WEIGHTS, (45, 30, 15, 10), 0.02)
-# Short conversations full of copied values: copying has to be learned before all else can be.
-COPYING = Mixture(
-    _WEIGHTS
-    | {
-        "repeat": 10,
-        "spell": 14,
-        "stated facts": 9,
-        "json": 10,
-        "memory": 8,
-        "tools": 3,
-        "story": 0.5,
-        "self": 1,
-        "fallback": 1,
-        "greeting": 2,
-    },
-    (85, 15, 0, 0),
-    0.0,
-)
-BROAD = Mixture(_WEIGHTS | {"self": 4, "fallback": 4, "story": 4, "tools": 12}, (55, 25, 12, 8), 0.01)
-# More of what is learned last, and less of what has long prompts.
-SKILLS = Mixture(
-    _WEIGHTS
-    | {
-        "greeting": 2,
-        "self": 3,
-        "fallback": 3,
-        "count": 8,
-        "sum": 14,
-        "sort numbers": 12,
-        "compare": 5,
-        "spell": 16,
-        "sort words": 12,
-        "repeat": 5,
-        "length": 4,
-        "edge": 4,
-        "stated facts": 8,
-        "json": 9,
-        "memory": 10,
-        "story": 3,
-        "tools": 9,
-    },
-    (55, 25, 12, 8),
-    0.006,
-)
-# What validation showed to lag after all that.
-LAGGING = Mixture(
-    _WEIGHTS
-    | {
-        "greeting": 2,
-        "self": 2,
-        "fallback": 2,
-        "count": 12,
-        "sum": 8,
-        "sort numbers": 16,
-        "compare": 5,
-        "spell": 14,
-        "sort words": 16,
-        "repeat": 4,
-        "length": 4,
-        "edge": 4,
-        "facts": 9,
-        "stated facts": 10,
-        "json": 9,
-        "memory": 13,
-        "story": 2,
-        "tools": 14,
-    },
-    (60, 25, 10, 5),
-    0.006,
-)
-# The last stretch: what is still hardest, with more long conversations.
-HARDEST = Mixture(
-    _WEIGHTS
-    | {
-        "greeting": 10,
-        "self": 3,
-        "fallback": 10,
-        "count": 6,
-        "sum": 5,
-        "sort numbers": 20,
-        "compare": 2,
-        "spell": 18,
-        "sort words": 24,
-        "repeat": 12,
-        "length": 3,
-        "edge": 3,
-        "facts": 7,
-        "stated facts": 10,
-        "json": 8,
-        "memory": 14,
-        "story": 2,
-        "tools": 22,
-    },
-    (55, 25, 12, 8),
-    0.05,
-)
+_WEIGHTS = {
+    "greeting": 4,
+    "self": 3,
+    "fallback": 5,
+    "count": 6,
+    "sum": 8,
+    "sort numbers": 12,
+    "compare": 3,
+    "spell": 12,
+    "sort words": 8,
+    "repeat": 6,
+    "length": 4,
+    "edge": 4,
+    "facts": 8,
+    "stated facts": 8,
+    "json": 9,
+    "story": 2.5,
+    "not told": 1,
+    "memory": 11,
+    "tools": 13,
+}
+BALANCED = Mixture(_WEIGHTS, (50, 28, 14, 8), 0.015)
 _SYSTEMS = (
     "You are a helpful assistant.",
     "You are a friendly assistant.",
@@ -163,7 +81,7 @@ _SYSTEMS = (
     "Help the user.",
     "",
 )
-_LONG_EPISODES = (8, 22)
+_LONG_EPISODES = (6, 22)
 
 
 def make_episode(s: Source, task: str) -> Episode:

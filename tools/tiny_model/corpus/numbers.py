@@ -20,6 +20,8 @@ _COUNT_UP = (
     "Numbers from {a} to {b}, please.",
     "Start at {a} and count to {b}.",
 )
+# What everybody tries first belongs to training.
+_EVERYDAY_ENDS = (3, 5, 10, 15, 20)
 _COUNT_TO = ("Count to {b}.", "Can you count to {b}?", "Please count up to {b}.", "Count to {b} for me.")
 _COUNT_DOWN = (
     "Count down from {a} to {b}.",
@@ -87,7 +89,8 @@ def count(s: Source) -> Episode:
         if not down and s.chance(0.25):
             start, length = 1, s.rng.randrange(2, 20)
         end = start + length
-        if split_of_text(f"count {start} {end}") == s.split:
+        everyday = start == 1 and end in _EVERYDAY_ENDS
+        if ("train" if everyday else split_of_text(f"count {start} {end}")) == s.split:
             break
     s.note("count", f"{start} {end}")
     numbers = list(range(start, end + 1))

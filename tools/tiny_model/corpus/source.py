@@ -59,6 +59,19 @@ class Source:
         self.note("phrasing", normalised(text))
         return text
 
+    def composed(self, *parts: Sequence[str], common: Sequence[str] = ()) -> str:
+        """Returns one of each part, joined, in a combination that this split may use.
+
+        The texts in `common` are everyday ones and belong to training whatever their hash says.
+        """
+        shared = {normalised(text) for text in common}
+        while True:
+            text = "".join(self.rng.choice(part) for part in parts)
+            plain = normalised(text)
+            if ("train" if plain in shared else split_of_text(plain)) == self.split:
+                self.note("phrasing", plain)
+                return text
+
     def rough(self, template: str) -> str:
         """Returns the template as a hurried person may type it, its {slots} untouched."""
         if not self.chance(0.35):
