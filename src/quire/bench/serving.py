@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ class RequestTimes:
     """When each piece of text arrived."""
     finished: float | None = None
     output_tokens: int = 0
+    prompt_tokens: int = 0
     error: str | None = None
 
     @property
@@ -148,15 +149,27 @@ async def _measure(endpoint: Endpoint, load: Load, index: int, *, record: Reques
         "ignore_eos": True,
         "stream_options": {"include_usage": True},
     }
+    await record_stream(endpoint, "/completions", body, record=record)
+
+
+async def record_stream(endpoint: Endpoint, path: str, body: Mapping[str, Any], *, record: RequestTimes) -> None:
+    """Send `body` to a completion or chat path; note when each piece of text came, the usage, and what went wrong."""
     try:
-        async for event in endpoint.stream("/completions", body):
-            if any(choice.get("text") for choice in event.get("choices", [])):
+        async for event in endpoint.stream(path, body):
+            if has_text(event):
                 record.chunk_times.append(time.monotonic())
-            if event.get("usage"):
-                record.output_tokens = int(event["usage"]["completion_tokens"])
+            if usage := event.get("usage"):
+                record.output_tokens = int(usage.get("completion_tokens") or 0)
+                record.prompt_tokens = int(usage.get("prompt_tokens") or 0)
     except EndpointError as error:
         record.error = str(error)
     record.finished = time.monotonic()
+
+
+def has_text(event: Mapping[str, Any]) -> bool:
+    """Whether an event of a completion or a chat carries a piece of the answer."""
+    choices = event.get("choices") or []
+    return any(choice.get("text") or (choice.get("delta") or {}).get("content") for choice in choices)
 
 
 def _summarise(load: Load, times: list[RequestTimes], *, seconds: float) -> ServingResult:

@@ -1,4 +1,4 @@
-"""Measure on this machine: offline throughput, a running server under load, what paging costs, or a cold start.
+"""Measure on this machine: offline throughput, a server under load, what paging costs, a cold start, several servers.
 
 Every number is of this run; a ratio compares two sides of the same run. Counts and times are bounded by the flags.
 """
@@ -8,33 +8,49 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import signal
+import sys
 import typing
+from pathlib import Path
 from typing import Any
 
 from quire.base.config import BUILTIN_MODEL, PAGE_SIZES
 from quire.base.log import configure_logging
 from quire.cli.flags import add_engine_flags, read_options
 
+if typing.TYPE_CHECKING:
+    from quire.bench import compare
+
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `quire bench`."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,paging,startup}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,paging,startup,compare}")
     offline = kinds.add_parser("offline", help="one request at a time against all at once, engine in this process")
     serving = kinds.add_parser("serving", help="latency and goodput of an OpenAI-style server under load")
     paging = kinds.add_parser("paging", help="attention over pages against contiguous memory, by page size")
     startup = kinds.add_parser("startup", help="from starting `quire serve` to the first text, phase by phase")
+    compare = kinds.add_parser("compare", help="several servers on the same work, one at a time and in alternation")
     _configure_offline(offline)
     _configure_serving(serving)
     _configure_paging(paging)
     _configure_startup(startup)
-    for kind in (offline, serving, paging, startup):
+    _configure_compare(compare)
+    for kind in (offline, serving, paging, startup, compare):
         kind.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     configure_logging("warning")
-    runs = {"offline": _run_offline, "serving": _run_serving, "paging": _run_paging, "startup": _run_startup}
+    runs = {
+        "offline": _run_offline,
+        "serving": _run_serving,
+        "paging": _run_paging,
+        "startup": _run_startup,
+        "compare": _run_compare,
+    }
     return runs[args.kind](args)
 
 
@@ -187,3 +203,89 @@ def _run_startup(args: argparse.Namespace) -> int:
     result = asyncio.run(startup.run_startup(args.model, runs=args.runs, max_seconds=args.max_seconds))
     print(report.as_json(result) if args.json else startup.describe(result))
     return 0
+
+
+def _configure_compare(parser: argparse.ArgumentParser) -> None:
+    from quire.bench.suite import PARTS, Sizes
+
+    parser.add_argument(
+        "--target", action="append", required=True, metavar="NAME=COMMAND", help="A server's command line, with {port} "
+        "where its port goes; the word quire is this installation. Give it once per server; the first is compared with "
+        "the others."
+    )  # fmt: skip
+    parser.add_argument("--workload", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="Default: all.")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="Starts of every server. Default: 3.")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="Also write the result as an HTML page.")
+    parser.add_argument("--model", help="The model to ask for; the first that a server lists when not given.")
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="Where tokenizer.json is; for servers that take text but no token ids."
+    )
+    parser.add_argument("--chat", action="store_true", help="Send chat requests; needs --tokenizer.")
+    parser.add_argument("--start-seconds", type=float, default=300, metavar="X", help="Limit per start. Default: 300.")
+    parser.add_argument("--max-seconds", type=float, default=600, metavar="X", help="Limit per workload. Default: 600.")
+    texts = {
+        "prompt_tokens": "single: prompt tokens.",
+        "output_tokens": "single: output tokens.",
+        "repeats": "single, prefill: requests per round, whose median counts.",
+        "batch_requests": "offline: requests sent at once.",
+        "prompt_low": "offline, online: shortest prompt.",
+        "prompt_high": "offline, online: longest prompt.",
+        "output_low": "offline, online: shortest answer.",
+        "output_high": "offline, online: longest answer.",
+        "prefix_requests": "prefix: requests sent at once, twice.",
+        "prefix_tokens": "prefix: tokens that all of them share.",
+        "suffix_tokens": "prefix: tokens that each has of its own.",
+        "prefix_output_tokens": "prefix: tokens of each answer.",
+        "requests_per_client": "online: requests per client; at most 64 in all, or one each.",
+        "token_low": "Lowest token id of prompts.",
+        "token_high": "Prompts have token ids below this one.",
+        "seed": "Seed of prompts and lengths.",
+    }
+    _add_load_flags(parser, Sizes, texts)
+    lists = {"prefill_tokens": "prefill: prompt lengths.", "clients": "online: numbers of clients."}
+    for name, text in lists.items():
+        default = getattr(Sizes(), name)
+        parser.add_argument(
+            "--" + name.replace("_", "-"), dest=f"load_{name}", type=int, nargs="+", metavar="N", default=default,
+            help=f"{text} Default: {' '.join(map(str, default))}."
+        )  # fmt: skip
+
+
+def _run_compare(args: argparse.Namespace) -> int:
+    from quire.bench import compare, report, suite
+    from quire.bench.target import Target
+
+    options = _load_options(args)
+    sizes: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in options.items()}
+    plan = compare.Plan(
+        targets=tuple(map(Target.parse, args.target)),
+        parts=tuple(part for part in suite.PARTS if part in args.workload),
+        rounds=args.rounds,
+        sizes=suite.Sizes(**sizes),
+        model=args.model,
+        tokenizer=args.tokenizer,
+        is_chat=args.chat,
+        start_seconds=args.start_seconds,
+        max_seconds=args.max_seconds,
+    )
+    try:
+        result = asyncio.run(_compare(plan, args.output))
+    except asyncio.CancelledError:
+        return EXIT_TERMINATED
+    print(report.as_json(result) if args.json else compare.describe(result))
+    return 1 if result.problems else 0
+
+
+async def _compare(plan: compare.Plan, output: Path | None) -> compare.CompareResult:
+    from quire.bench import chart, compare
+
+    def save(result: compare.CompareResult) -> None:
+        if output is not None:
+            output.write_text(chart.page(result), encoding="utf-8")
+
+    if output is not None:
+        output.touch()  # a folder that is not there is known now, and not after the first server
+    task = asyncio.current_task()
+    assert task is not None, "inside asyncio.run"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no server outlives this one
+    return await compare.run_compare(plan, say=lambda line: print(line, file=sys.stderr, flush=True), save=save)
