@@ -26,7 +26,7 @@ def _body(**more):
 
 
 class _Streams(threading.Thread):
-    """Open chats in the background; keeps what each of them ended with."""
+    """Open chats in the background; keeps what each of them ended with. `first_tokens` counts streams that began."""
 
     def __init__(self, url, count, **body):
         super().__init__(daemon=True)
@@ -42,7 +42,7 @@ class _Streams(threading.Thread):
             thread.join()
 
     def _one(self):
-        last = "nothing"
+        last = None
         try:
             with httpx.stream("POST", self.url + CHAT, json=self.body, timeout=120) as response:
                 if response.status_code != 200:
@@ -50,11 +50,13 @@ class _Streams(threading.Thread):
                     return
                 for line in response.iter_lines():
                     if line.startswith("data: "):
+                        if last is None:
+                            self.first_tokens.release()
                         last = line.removeprefix("data: ")
-                        self.first_tokens.release()
         except httpx.TransportError as error:
             last = f"transport: {error}"
-        self.ends.append("error" if last != "[DONE]" and "error" in json.loads(last) else last)
+        is_error = last is not None and last.startswith("{") and "error" in json.loads(last)
+        self.ends.append("error" if is_error else last)
 
 
 def _is_alive(pid):
