@@ -62,6 +62,23 @@ async def test_liveness_and_readiness_differ(http, engine, make_http) -> None:
     assert await probes() == (200, 503, "loading")
 
 
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/version", "/server_info"])
+async def test_probes_answer_head_like_get_without_the_body(http, engine, path) -> None:
+    """S101: some load balancers probe with HEAD."""
+    for is_stuck in (False, True):
+        engine.is_stuck = is_stuck
+        whole, head = await http.get(path), await http.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"")
+        assert head.headers["content-type"] == whole.headers["content-type"]
+    refused = await http.post(path)
+    assert refused.status_code == 405 and set(refused.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+async def test_a_disabled_probe_answers_no_method(engine, make_http) -> None:
+    http = make_http(engine, disabled_routes=("/version",))
+    assert {(await http.get("/version")).status_code, (await http.head("/version")).status_code} == {404}
+
+
 async def test_server_info_tells_settings_without_keys_or_paths(engine, make_http) -> None:
     """SEC-30: what was resolved, and no secret or place in the file system."""
     engine.info.resolved.update(nested={"file": "/etc/quire/x.json", "list": ["~/models/a", "ratio 1/2", object]})

@@ -88,8 +88,9 @@ def _add_routes(router: APIRouter, config: ServerConfig) -> None:
     """Register every route that is not disabled."""
     for group in _GROUPS:
         group.add_routes(router)
-    known = {route.path: route for route in router.routes if isinstance(route, APIRoute)}
+    known = dict.fromkeys(route.path for route in router.routes if isinstance(route, APIRoute))
     for path in config.disabled_routes:
         if path not in known:
             raise ConfigError(f"disabled_routes names {path!r}; routes: {', '.join(known)}")
-        router.routes.remove(known[path])
+    off = set(config.disabled_routes)
+    router.routes[:] = [route for route in router.routes if not (isinstance(route, APIRoute) and route.path in off)]

@@ -64,6 +64,11 @@ class ChatTemplate:
         sources = _find_sources(files)
         return cls(sources, files.named) if sources else None
 
+    @classmethod
+    def from_source(cls, source: str, model_path: str | Path) -> ChatTemplate:
+        """The template with this text, which sees the special tokens of a checkpoint; nothing is compiled yet."""
+        return cls({"default": source}, TokenizerFiles.read(model_path).named)
+
     @property
     def source(self) -> str:
         """The text of the template used without tools."""

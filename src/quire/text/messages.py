@@ -5,19 +5,28 @@ Knows the wire's message fields; validating them is the server's business, rende
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from quire.base.errors import InvalidRequestError
 from quire.text.chat import ChatTemplate
 from quire.text.template_traits import TemplateTraits
 
+ContentFormat = Literal["auto", "string", "openai"]
+"""How a template gets content, in vLLM's words: as it reads it, always a string, always a list of parts."""
+
+_SHAPES: dict[str, Literal["text", "parts"]] = {"string": "text", "openai": "parts"}
 _TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 
 
 def to_template_messages(
-    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, *, tools: Sequence[Any] | None = None
+    messages: Sequence[Mapping[str, Any]],
+    template: ChatTemplate,
+    *,
+    tools: Sequence[Any] | None = None,
+    content_format: ContentFormat = "auto",
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """Copies of `messages` as `template` expects them, and one note per kind of substitution.
 
@@ -26,13 +35,25 @@ def to_template_messages(
     text, or no field at all beside tool calls.
 
     Raises:
-        InvalidRequestError: for content the model cannot read (an image, say), naming its place.
+        InvalidRequestError: for content the model cannot read (an image, say), naming its place, or an unknown
+            `content_format`.
         TemplateError: when the template cannot be parsed.
     """
     traits = template.traits(tools)
+    if content_format != "auto":
+        traits = dataclasses.replace(traits, content=_shape_named(content_format))
     notes: dict[str, None] = {}
     shaped = [_shape(message, f"messages[{i}]", traits, notes) for i, message in enumerate(messages)]
     return shaped, list(notes)
+
+
+def _shape_named(content_format: str) -> Literal["text", "parts"]:
+    if content_format not in _SHAPES:
+        raise InvalidRequestError(
+            f"chat_template_content_format is {content_format!r}; allowed: auto, {', '.join(_SHAPES)}",
+            param="chat_template_content_format",
+        )
+    return _SHAPES[content_format]
 
 
 def _shape(message: Mapping[str, Any], place: str, traits: TemplateTraits, notes: dict[str, None]) -> dict[str, Any]:

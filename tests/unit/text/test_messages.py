@@ -37,6 +37,18 @@ def test_content_takes_the_shape_the_template_iterates_over(source, from_text, f
     assert shape(source, {"role": "user", "content": TWO_PARTS})[0]["content"] == from_parts
 
 
+def test_a_content_format_overrides_what_the_template_seems_to_read():
+    """S48: `string` and `openai`, as vLLM names them."""
+    for source in (TEXT, PARTS, EITHER):
+        template, message = ChatTemplate({"default": source}, {}), {"role": "user", "content": TWO_PARTS}
+        (as_text,), _ = to_template_messages([message], template, content_format="string")
+        (as_parts,), _ = to_template_messages([{"role": "user", "content": "a"}], template, content_format="openai")
+        assert as_text["content"] == "a\nb"
+        assert as_parts["content"] == [{"type": "text", "text": "a"}]
+    with pytest.raises(InvalidRequestError, match="'xml'; allowed: auto, string, openai"):
+        to_template_messages([message], template, content_format="xml")
+
+
 @pytest.mark.parametrize("part", [{"type": "image_url", "image_url": {"url": "x"}}, {"text": "no type"}, 7])
 def test_content_a_text_model_cannot_read_is_refused_by_place(part):
     with pytest.raises(InvalidRequestError, match="reads text only") as caught:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,14 +11,11 @@ from quire.base.sampling import SamplingParams
 from quire.protocol.chat import ChatRequest, ChatResponse
 from quire.protocol.decode import RequestDecoder
 from quire.server.chat_reply import ChatReply, ChatReplyOptions
-from quire.server.generation import Generation, GenerationOptions, refuse_when_full
-from quire.server.limits import read_json_body
+from quire.server.generation import Generation, refuse_when_full
+from quire.server.incoming import take_in
 from quire.server.openapi import json_operation
 from quire.server.prompts import chat_prompt, tools_of
-from quire.server.reply import ReplyHeader
 from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params, wants_usage
-from quire.server.state import state_of
-from quire.server.stream import EventStream, send_whole
 from quire.server.unsupported import CHAT_HINTS
 
 PATH = "/v1/chat/completions"
@@ -34,17 +29,15 @@ def add_routes(router: APIRouter) -> None:
 
 async def create_chat_completion(request: Request) -> Response:
     """Continue a conversation, whole or as a stream."""
-    state = state_of(request)
-    engine = state.ready_engine()
-    body = _decoder.decode(await read_json_body(request))
-    model = state.find_model(engine, body.model)
+    incoming = await take_in(request, _decoder)
+    engine, body = incoming.engine, incoming.body
     _check(body)
     params = _params(body, engine.info.default_sampling)
     refuse_when_full(engine)
     prompt = await chat_prompt(engine, body)
     generation = Generation(engine, prefix="chatcmpl")
     reply = ChatReply(
-        ReplyHeader(id=generation.id, created=int(time.time()), model=model, fingerprint=state.fingerprint),
+        incoming.header(generation),
         ChatReplyOptions(
             n=params.n,
             top_logprobs=params.logprobs,
@@ -53,17 +46,12 @@ async def create_chat_completion(request: Request) -> Response:
         ),
         engine.tokenizer,
     )
-    options = GenerationOptions(
-        priority=body.priority or 0, timeout=state.config.request_timeout, cache_salt=body.cache_salt
-    )
     try:
-        await generation.submit([prompt], params, options)
+        await generation.submit([prompt], params, incoming.options)
     except InvalidRequestError as error:
         error.param = _field_of(body, error.param)
         raise
-    if body.stream:
-        return EventStream(generation, reply, state)
-    return await send_whole(request, generation, reply, state)
+    return await incoming.answer(generation, reply)
 
 
 def _field_of(body: ChatRequest, param: str | None) -> str | None:

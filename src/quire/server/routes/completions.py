@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import time
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter
@@ -16,11 +15,10 @@ from quire.base.sampling import SamplingParams
 from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.decode import RequestDecoder
 from quire.server.completion_reply import CompletionReply, CompletionReplyOptions
-from quire.server.generation import Generation, GenerationOptions, refuse_when_full
-from quire.server.limits import read_json_body
+from quire.server.generation import Generation, refuse_when_full
+from quire.server.incoming import take_in
 from quire.server.openapi import json_operation
 from quire.server.prompts import Prompt, completion_prompts
-from quire.server.reply import ReplyHeader
 from quire.server.sampling import (
     MAX_COMPLETION_LOGPROBS,
     MAX_TOP_LOGPROBS,
@@ -29,8 +27,6 @@ from quire.server.sampling import (
     sampling_params,
     wants_usage,
 )
-from quire.server.state import state_of
-from quire.server.stream import EventStream, send_whole
 from quire.server.unsupported import COMMON_HINTS
 
 if TYPE_CHECKING:
@@ -51,28 +47,21 @@ def add_routes(router: APIRouter) -> None:
 
 async def create_completion(request: Request) -> Response:
     """Continue one or many prompts, whole or as a stream."""
-    state = state_of(request)
-    engine = state.ready_engine()
-    body = _decoder.decode(await read_json_body(request))
-    model = state.find_model(engine, body.model)
+    incoming = await take_in(request, _decoder)
+    engine, body = incoming.engine, incoming.body
     _check(body)
     params = _params(body, engine.info.default_sampling)
     refuse_when_full(engine)
     prompts = await completion_prompts(engine, body)
     generation = Generation(engine, prefix="cmpl")
     reply = CompletionReply(
-        ReplyHeader(id=generation.id, created=int(time.time()), model=model, fingerprint=state.fingerprint),
+        incoming.header(generation),
         _reply_options(body, params),
         engine.tokenizer,
         echo_texts=await _echo_texts(engine, prompts, params) if body.echo else [],
     )
-    options = GenerationOptions(
-        priority=body.priority or 0, timeout=state.config.request_timeout, cache_salt=body.cache_salt
-    )
-    await generation.submit(prompts, params, options)
-    if body.stream:
-        return EventStream(generation, reply, state)
-    return await send_whole(request, generation, reply, state)
+    await generation.submit(prompts, params, incoming.options)
+    return await incoming.answer(generation, reply)
 
 
 def _check(body: CompletionRequest) -> None:

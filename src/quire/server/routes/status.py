@@ -31,6 +31,9 @@ def add_routes(router: APIRouter) -> None:
         ("/version", version),
         ("/server_info", server_info),
     ):
+        # Both methods in one route would be described under one operation id, so the described one is a route of its
+        # own, behind the one that answers.
+        router.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
         router.add_api_route(path, endpoint, methods=["GET"], **json_operation(None, None))
 
 
