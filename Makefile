@@ -39,13 +39,16 @@ $(BIN)/python:
 	echo "found: $$(python3 --version 2>&1 || true). Install one, or name it: make PYTHON=/path/to/python3 serve" >&2; \
 	exit 2
 
+# What an installation depends on: the metadata, and the kernels that it compiles.
+INSTALL_INPUTS := pyproject.toml constraints.txt hatch_build.py $(wildcard src/quire/ops/cpu/csrc/*)
+
 # Two stamps, so that serving does not wait for the tools of development.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed: $(INSTALL_INPUTS) | $(BIN)/python
 	@echo "==> installing quire and what it needs (the first time fetches torch; a few minutes)"
 	@$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.installed-dev: $(INSTALL_INPUTS) | $(BIN)/python
 	@echo "==> installing quire and what its tests need (the first time fetches torch; a few minutes)"
 	@$(INSTALL) -e '.[dev]'
 	@touch $(VENV)/.installed $@

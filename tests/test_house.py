@@ -174,6 +174,8 @@ def test_the_wheel_carries_the_package_its_models_and_its_types(wheel):
     wanted |= {p.relative_to(SOURCE.parent).as_posix() for p in (SOURCE / "assets").rglob("*") if p.is_file()}
     assert sorted(wanted - names) == []
     assert "quire/py.typed" in names
+    if shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"):
+        assert "quire/ops/cpu/kernels.so" in names
     assert any(name.endswith("dist-info/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "tools/")) or name.endswith(".pyc")]
 

@@ -25,8 +25,11 @@ def _id():
 
 
 @pytest.fixture
-async def engine():
-    engine = await AsyncEngine.start(EngineConfig.from_options(max_model_len=1024, debug=True), in_process=True)
+async def engine(draft_path):
+    # The small model, and a small cache: with `debug` every step checks every page.
+    sizes = {"max_model_len": 1024, "kv_cache_memory_bytes": 2**20}
+    config = EngineConfig.from_options(model=draft_path, debug=True, **sizes)
+    engine = await AsyncEngine.start(config, in_process=True)
     yield engine
     await engine.close()
 
@@ -236,7 +239,7 @@ async def test_a_slow_reader_gets_everything_merged(engine):
         await asyncio.sleep(0.01)
     outputs = [output async for output in stream]
     assert len(outputs) == 1
-    assert len(outputs[0].outputs[0].token_ids) == 400
+    assert len(outputs[0].outputs[0].token_ids) == LONG.max_tokens
 
 
 async def test_a_reader_that_holds_too_much_is_ended(engine, monkeypatch):

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from quire import LLM, BeamSearchParams, SamplingParams
-from quire.base.errors import ConfigError, ContextLengthError, EngineDeadError, InvalidRequestError
+from quire.base.errors import ConfigError, ContextLengthError, EngineDeadError, InvalidRequestError, TemplateError
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
 
@@ -76,6 +76,39 @@ def test_chat_applies_the_template_once(llm):
     assert one.prompt_token_ids == llm.tokenizer.encode(rendered, add_special_tokens=False)
 
 
+def test_chat_takes_a_template_of_the_callers(llm):
+    """S48, SEC-6: `chat_template=` as in vLLM, with the checkpoint's special tokens and in the same sandbox."""
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}{{ mood }}"
+    chat = [{"role": "user", "content": [{"type": "text", "text": "hello"}, {"type": "text", "text": "you"}]}]
+    (output,) = llm.chat(chat, GREEDY, use_tqdm=False, chat_template=source, chat_template_kwargs={"mood": "glad"})
+    assert output.prompt == "<user>hello\nyou<|im_end|>glad"
+    (parts,) = llm.chat(
+        chat, GREEDY, use_tqdm=False, chat_template_content_format="openai",
+        chat_template="{{ messages[0].content | length }} parts",
+    )  # fmt: skip
+    assert parts.prompt == "2 parts"
+    for hostile in ("{{ ''.__class__.__mro__ }}", "{% if %}"):
+        with pytest.raises(TemplateError):
+            llm.chat(chat, GREEDY, use_tqdm=False, chat_template=hostile)
+    plain = [{"role": "user", "content": "hello"}]  # the model's own template is back
+    assert llm.chat(plain, GREEDY, use_tqdm=False)[0].prompt == llm.chat_template.render(plain)
+
+
+def test_chat_template_kwargs_override_arguments_of_their_name(llm):
+    chat = [{"role": "user", "content": "hello"}]
+    (output,) = llm.chat(chat, GREEDY, use_tqdm=False, chat_template_kwargs={"add_generation_prompt": False})
+    assert output.prompt == llm.chat_template.render(chat, add_generation_prompt=False)
+
+
+def test_a_base_model_chats_with_a_template_of_the_callers(llm, monkeypatch):
+    """S53: without any template the error says how to go on."""
+    monkeypatch.setattr(llm, "chat_template", None)
+    chat = [{"role": "user", "content": "hello"}]
+    with pytest.raises(TemplateError, match="no chat template; give one, or use generate"):
+        llm.chat(chat, GREEDY, use_tqdm=False)
+    assert llm.chat(chat, GREEDY, use_tqdm=False, chat_template="Q: {{ messages[0].content }}")[0].prompt == "Q: hello"
+
+
 def test_a_later_turn_recomputes_only_its_suffix(llm):
     """S8, S19: turn k of a chat reuses the pages of the turns before."""
     chat = [{"role": "user", "content": "My name is Bertha and I like long walks by the sea in the evening."}]
@@ -83,6 +116,35 @@ def test_a_later_turn_recomputes_only_its_suffix(llm):
     chat += [{"role": "assistant", "content": first.outputs[0].text}, {"role": "user", "content": "And you?"}]
     second = llm.chat(chat, GREEDY, use_tqdm=False)[0]
     assert second.num_cached_tokens >= len(first.prompt_token_ids) // 16 * 16
+
+
+@pytest.mark.parametrize(
+    ("options", "num_steps"),
+    [
+        ({"max_num_seqs": 4, "max_num_batched_tokens": 256}, 4),  # everyone's prompt at once, then three tokens each
+        ({"max_num_seqs": 1, "max_num_batched_tokens": 256}, 16),  # one after the other
+        ({"max_num_seqs": 1, "max_num_batched_tokens": 16}, 28),  # and each prompt in four pieces
+    ],
+)
+def test_batch_sizes_are_settings_with_a_visible_effect(options, num_steps):
+    """S97: how many requests, and how many tokens, one step takes."""
+    with LLM(max_model_len=128, async_scheduling=False, **options) as llm:
+        before = llm.stats.step
+        params = SamplingParams(temperature=0.0, max_tokens=4, ignore_eos=True)
+        llm.generate([[10 + i] * 64 for i in range(4)], params, use_tqdm=False)
+        assert llm.stats.step - before == num_steps
+        assert llm.stats.batch_size == options["max_num_seqs"]
+
+
+@pytest.mark.parametrize(("policy", "order"), [("fcfs", [0, 1, 2]), ("priority", [2, 1, 0])])
+def test_the_policy_is_chosen_by_name_and_the_length_capped_per_deployment(policy, order):
+    """S98: who goes first, and how far anyone may go."""
+    with LLM(max_model_len=20, max_num_seqs=1, scheduling_policy=policy) as llm:
+        params = SamplingParams(temperature=0.0, max_tokens=100, ignore_eos=True)
+        outputs = llm.generate([[7] * 16] * 3, params, use_tqdm=False, priority=[2, 1, 0])
+        started = [output.metrics.first_scheduled_time for output in outputs]
+        assert sorted(range(3), key=started.__getitem__) == order
+        assert [len(output.outputs[0].token_ids) for output in outputs] == [4, 4, 4]
 
 
 def test_stop_strings_end_the_text_before_them_and_their_request(llm):
@@ -155,10 +217,12 @@ def test_beam_search_finds_a_likelier_text_than_greedy(llm):
     scores = [sequence.cum_logprob / len(sequence.tokens) for sequence in result.sequences]
     assert len(scores) == 4
     assert scores == sorted(scores, reverse=True)
+    assert all(sequence.tokens[: len(ids)] == ids for sequence in result.sequences)
+    assert all(sequence.text.startswith("Once upon a time") for sequence in result.sequences)
     greedy = _one(llm, ids, max_tokens=6, ignore_eos=True, logprobs=0)
     assert result.sequences[0].cum_logprob >= greedy.cumulative_logprob - 1e-4
     (single,) = llm.beam_search([ids], BeamSearchParams(beam_width=1, max_tokens=6, ignore_eos=True))
-    assert single.sequences[0].tokens == greedy.token_ids
+    assert single.sequences[0].tokens == ids + greedy.token_ids
 
 
 def test_beam_search_at_another_temperature_rescales_whole_distributions(llm):

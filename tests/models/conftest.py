@@ -24,6 +24,9 @@ from quire.attention.interface import AttentionBatch
 from quire.layers.context import BuildContext
 from quire.models.inspect import inspect_model
 from quire.models.loader import load_model
+from quire.quant.packed import PackedWeights
+from quire.quant.unquantized import Unquantized
+from quire.runner.graphs import DirectGraphs
 
 MAX_MODEL_LEN = 272
 VOCAB = 160
@@ -61,9 +64,10 @@ class Row:
 class Driver:
     """The least that runs a model over pages: a page table per row, chunks, rows of different progress in one step."""
 
-    def __init__(self, model, *, page_size, num_pages, chunk=16):
+    def __init__(self, model, *, page_size, num_pages, chunk=16, graphs=None):
         self.model, self.page_size, self.chunk = model, page_size, chunk
-        self.backend = select_backend("reference")
+        self.graphs = graphs or DirectGraphs()
+        self.backend = model.context.attention
         self.free = list(range(num_pages))
         random.Random(5).shuffle(self.free)  # physical order never equals logical order
         shapes = [self.backend.kv_shape(num_pages, page_size, s.num_kv_heads, s.head_dim) for s in model.kv_layers]
@@ -97,9 +101,12 @@ class Driver:
         )
         with torch.inference_mode():
             plan = self.backend.plan(batch)
-            hidden = self.model(torch.tensor(ids), torch.tensor(positions), kv=self.kv, plan=plan)
+            hidden = self.graphs.run(torch.tensor(ids), torch.tensor(positions), plan, forward=self._forward)
             logprobs = self.model.logits(hidden).log_softmax(-1)
         self._commit(rows, counts, logprobs)
+
+    def _forward(self, token_ids, positions, plan):
+        return self.model(token_ids, positions, kv=self.kv, plan=plan)
 
     def _flat(self, rows, counts):
         ids, positions, slots = [], [], []
@@ -145,16 +152,18 @@ class Harness:
         """config.json of a checkpoint."""
         return json.loads((path / "config.json").read_text())
 
-    def model(self, path, *, max_model_len=MAX_MODEL_LEN, dtype=torch.float32, **changes):
-        """Our model of a checkpoint with some keys of config.json changed on our side alone."""
+    def model(self, path, *, max_model_len=MAX_MODEL_LEN, dtype=torch.float32, kernels=False, **changes):
+        """Our model of a checkpoint with some keys of config.json changed on our side alone; `kernels` packs its
+        weights, unrounded, and attends with the CPU kernels."""
         info = inspect_model(path)
         if changes:
             info = dataclasses.replace(info, config=merged(info.config, changes))
         context = BuildContext(
             dtype=dtype,
             device=torch.device("cpu"),
-            attention=select_backend("reference"),
+            attention=select_backend("kernels" if kernels else "reference"),
             max_model_len=max_model_len,
+            scheme=PackedWeights("float32") if kernels else Unquantized(),
         )
         return load_model(info, context)
 
@@ -175,10 +184,10 @@ class Harness:
             logits = self.reference(path, dtype)(input_ids=batch, use_cache=False).logits.float()
         return [row[: len(tokens) - 1] for row, tokens in zip(logits, sequences, strict=True)]
 
-    def ours(self, model, prompts, *, num_new=NUM_NEW, page_size=16):
+    def ours(self, model, prompts, *, num_new=NUM_NEW, page_size=16, graphs=None):
         """Tokens and log-probabilities per prompt, by our side."""
         needed = sum(-(-(len(prompt) + num_new) // page_size) for prompt in prompts)
-        return Driver(model, page_size=page_size, num_pages=needed + 3).generate(prompts, num_new)
+        return Driver(model, page_size=page_size, num_pages=needed + 3, graphs=graphs).generate(prompts, num_new)
 
     def compare(self, path, results, prompts):
         """Raise AssertionError unless our tokens and log-probabilities are transformers'."""

@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from quire.base.cpu_kernels import are_usable
 from quire.models.families import FAMILIES
+from quire.runner.cpu_graphs import CpuGraphs
 
 SMALL = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 GQA = {**SMALL, "num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -118,6 +120,33 @@ def test_a_variant_agrees_with_transformers_on_twenty_prompts(harness, all_promp
     prompts = [prompt[:190] for prompt in all_prompts] if config.get("alibi") else all_prompts
     results = harness.ours(harness.model(path), prompts, page_size=page_size)
     harness.compare(path, results, prompts)
+
+
+def compare_on_the_kernels(harness, prompts, variant, **options):
+    """Parity of a variant with packed weights, the kernels' attention and recorded passes, none of them refused."""
+    model_type, config = VARIANTS[variant]
+    path, graphs = harness.checkpoint(model_type, **config), CpuGraphs()
+    results = harness.ours(harness.model(path, kernels=True), prompts, graphs=graphs, **options)
+    harness.compare(path, results, prompts)
+    assert graphs.is_recording, "its forward pass holds an operation that is no op of the kernels"
+
+
+@pytest.mark.skipif(not are_usable(), reason="the CPU kernels were not built")
+@pytest.mark.parametrize("variant", FAST)
+def test_a_family_is_recorded_on_the_cpu_kernels_and_agrees_with_transformers(harness, few_prompts, variant):
+    """S41, S42, S43, S44, S45: one variant per family."""
+    compare_on_the_kernels(harness, few_prompts, variant, num_new=2, page_size=8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not are_usable(), reason="the CPU kernels were not built")
+@pytest.mark.parametrize("page_size", [8, 16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_is_recorded_on_the_cpu_kernels_and_agrees_with_transformers(
+    harness, few_prompts, variant, page_size
+):
+    """S41, S42, S43, S44, S45, REL-16, S24: chunks of 16, 40 greedy steps, every position."""
+    compare_on_the_kernels(harness, few_prompts, variant, num_new=40, page_size=page_size)
 
 
 # What is altered on our side alone must show. A field whose change breaks the fit of files and model fails to load,

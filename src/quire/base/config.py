@@ -113,6 +113,11 @@ class ModelConfig:
         (), "Names the API answers to; the first is reported. Default: the model."
     )
     dtype: str = option("auto", "Precision of weights and activations; auto is the device's best.", choices=DTYPES)
+    quantization: str = option(
+        "none",
+        "Quantize the weights of linear layers while loading (CPU): int8 or int4.",
+        choices=("none", "int8", "int4"),
+    )
     max_model_len: int | None = option(None, "Longest prompt plus output, in tokens; derived when not given.", low=1)
     device: str = option("auto", "Where the model runs.", choices=("auto", "cpu", "cuda"))
     tensor_parallel_size: int = option(1, "Devices one model is split over.", low=1)

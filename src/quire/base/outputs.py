@@ -108,11 +108,16 @@ class RequestOutput:
 
 @dataclass(slots=True, kw_only=True)
 class BeamSearchSequence:
-    """One finished beam."""
+    """One finished beam, with its prompt (as vLLM returns it)."""
 
     tokens: list[int]
+    """Prompt and continuation."""
     cum_logprob: float
+    """Of the continuation, at the temperature searched with."""
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    """Per token of the continuation: the candidates of that place in the model's own distribution."""
     text: str = ""
+    """All of `tokens` as text, special tokens included."""
     finish_reason: str | None = None
 
 

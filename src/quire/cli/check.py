@@ -14,11 +14,12 @@ import json
 from typing import Any
 
 from quire.base.config import EngineConfig, parse_bytes
+from quire.base.cpu_kernels import REFERENCE, chosen_instruction_set
 from quire.base.errors import ConfigError
 from quire.cli.flags import add_engine_flags, read_options
 from quire.engine.memory import MemoryPlan
 from quire.engine.resolve import DeviceFacts, resolve
-from quire.models.check import CheckReport, check_model
+from quire.models.check import CheckReport, LoadedSizes, check_model
 from quire.models.families import FAMILIES
 from quire.models.hub import locate_model
 from quire.models.inspect import inspect_model
@@ -55,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     obstacle: str | None = None
     if report.is_supported and report.num_parameters is not None:
         try:
-            plan = _plan(config, report, args.memory)
+            plan, loaded = _plan(config, report, args.memory)
+            report = dataclasses.replace(report, loaded=loaded)
         except ConfigError as error:
             obstacle = str(error)
     print(json.dumps(_as_dict(report, plan, obstacle), indent=2) if args.json else _as_text(report, plan, obstacle))
@@ -78,10 +80,18 @@ def _import_plugin(module: str) -> None:
         raise ConfigError(f"plugin {module!r} cannot be imported: {error}") from error
 
 
-def _plan(config: EngineConfig, report: CheckReport, memory: str | None) -> MemoryPlan:
+def _plan(config: EngineConfig, report: CheckReport, memory: str | None) -> tuple[MemoryPlan, LoadedSizes]:
     """The memory plan that starting with `config` would make, here or with `memory` free bytes; raises ConfigError."""
     info = inspect_model(report.path, require_weights=False)
-    return resolve(config, info, _facts(config, memory), tokenizer_path=report.path).memory
+    resolved = resolve(config, info, _facts(config, memory), tokenizer_path=report.path)
+    plan = resolved.memory
+    sizes = LoadedSizes(
+        dtype=resolved.weight_format,
+        weight_bytes=plan.weight_bytes,
+        kv_dtype=resolved.kv_cache_dtype,
+        kv_bytes_per_token=plan.kv_bytes_per_token,
+    )
+    return plan, sizes
 
 
 def _facts(config: EngineConfig, memory: str | None) -> DeviceFacts:
@@ -97,6 +107,7 @@ def _facts(config: EngineConfig, memory: str | None) -> DeviceFacts:
         auto_dtype="float32" if device == "cpu" else "bfloat16",
         free_bytes=free,
         threads=usable_cores(),
+        kernels=chosen_instruction_set() if device == "cpu" else REFERENCE,
     )
 
 

@@ -1,7 +1,8 @@
 """Beam search over the engine: each round asks for one more token of every beam, with its most likely alternatives.
 
 Every beam's prefix is in the prefix cache, so a round computes little more than one token per beam. Scores follow the
-usual length normalisation (Wu et al., 2016, with the simple power form): sum of log-probabilities / length ** penalty.
+usual length normalisation (Wu et al., 2016, with the simple power form): sum of log-probabilities / length ** penalty,
+where length counts as in vLLM: prompt and continuation, without a final end of sequence.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from quire.base.errors import ContextLengthError
-from quire.base.outputs import BeamSearchOutput, BeamSearchSequence
+from quire.base.outputs import BeamSearchOutput, BeamSearchSequence, Logprob
 from quire.base.sampling import ALL_LOGPROBS, BeamSearchParams, SamplingParams
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Beam:
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int]
+    """Prompt and continuation."""
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     cum_logprob: float = 0.0
     finish_reason: str | None = None
 
@@ -37,9 +40,9 @@ def beam_search(llm: LLM, prompt_ids: list[int], params: BeamSearchParams) -> Be
             f"context length is {llm.info.max_model_len} tokens",
             param="max_tokens",
         )
-    beams, finished = [_Beam()], list[_Beam]()
+    beams, finished = [_Beam(list(prompt_ids))], list[_Beam]()
     for _ in range(params.max_tokens):
-        candidates = _extend(llm, prompt_ids, beams, params)
+        candidates = _extend(llm, beams, params)
         stop_ids = () if params.ignore_eos else llm.info.eos_token_ids
         for candidate in candidates:
             if candidate.tokens[-1] in stop_ids:
@@ -52,7 +55,11 @@ def beam_search(llm: LLM, prompt_ids: list[int], params: BeamSearchParams) -> Be
             break
     for beam in beams:
         beam.finish_reason = "length"
-    best = sorted(finished + beams, key=lambda beam: -score(beam.cum_logprob, len(beam.tokens), params.length_penalty))
+    ends = llm.info.eos_token_ids
+    best = sorted(
+        finished + beams,
+        key=lambda beam: -score(beam.cum_logprob, len(beam.tokens) - (beam.tokens[-1] in ends), params.length_penalty),
+    )
     return BeamSearchOutput(sequences=[_describe(llm, beam) for beam in best[: params.beam_width]])
 
 
@@ -61,13 +68,13 @@ def score(cum_logprob: float, length: int, length_penalty: float) -> float:
     return cum_logprob / float(length**length_penalty)
 
 
-def _extend(llm: LLM, prompt_ids: list[int], beams: list[_Beam], params: BeamSearchParams) -> list[_Beam]:
+def _extend(llm: LLM, beams: list[_Beam], params: BeamSearchParams) -> list[_Beam]:
     """Every beam with each of its 2 x width most likely next tokens (twice, so that ends of sequence leave enough)."""
     width = min(2 * params.beam_width, llm.info.vocab_rows)
     is_tempered = params.temperature not in (0.0, 1.0)
     wanted = ALL_LOGPROBS if is_tempered else width  # another temperature changes every token's normalisation
     one = SamplingParams(max_tokens=1, temperature=0.0, logprobs=wanted, detokenize=False, ignore_eos=True)
-    outputs = llm.generate([[*prompt_ids, *beam.tokens] for beam in beams], one, use_tqdm=False)
+    outputs = llm.generate([beam.tokens for beam in beams], one, use_tqdm=False)
     candidates = []
     for beam, output in zip(beams, outputs, strict=True):
         entries = (output.outputs[0].logprobs or [{}])[0]
@@ -75,7 +82,8 @@ def _extend(llm: LLM, prompt_ids: list[int], beams: list[_Beam], params: BeamSea
         if is_tempered:
             logprobs = tempered(logprobs, params.temperature)
         likely = sorted(logprobs.items(), key=lambda item: -item[1])[:width]
-        candidates += [_Beam([*beam.tokens, token], beam.cum_logprob + logprob) for token, logprob in likely]
+        history = [*beam.logprobs, {token: entries[token] for token, _ in likely}]
+        candidates += [_Beam([*beam.tokens, token], history, beam.cum_logprob + logprob) for token, logprob in likely]
     return candidates
 
 
@@ -88,7 +96,10 @@ def tempered(logprobs: dict[int, float], temperature: float) -> dict[int, float]
 
 
 def _describe(llm: LLM, beam: _Beam) -> BeamSearchSequence:
-    text = llm.tokenizer.decode(beam.tokens, skip_special_tokens=True)
     return BeamSearchSequence(
-        tokens=beam.tokens, cum_logprob=beam.cum_logprob, text=text, finish_reason=beam.finish_reason
+        tokens=beam.tokens,
+        cum_logprob=beam.cum_logprob,
+        logprobs=beam.logprobs,
+        text=llm.tokenizer.decode(beam.tokens, skip_special_tokens=False),
+        finish_reason=beam.finish_reason,
     )

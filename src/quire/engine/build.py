@@ -14,6 +14,7 @@ import torch
 
 from quire.attention import select_backend
 from quire.base.config import EngineConfig
+from quire.base.cpu_kernels import REFERENCE, chosen_instruction_set, instruction_sets
 from quire.base.errors import ConfigError, StepError
 from quire.base.request import EngineRequest
 from quire.base.sampling import SamplingParams
@@ -27,6 +28,7 @@ from quire.models.hub import locate_model
 from quire.models.info import ModelInfo
 from quire.models.inspect import inspect_model
 from quire.models.loader import load_model
+from quire.quant.schemes import select_scheme
 from quire.runner.device import Device, select_device
 from quire.runner.input_batch import RunnerLimits
 from quire.runner.kv_tensors import allocate
@@ -71,6 +73,11 @@ def build_core(
     device = select_device(config.model.device)
     info = inspect_model(locate_model(config.model.model, revision=config.model.revision))
     ledger.phase("read configuration")
+    if device.torch_device.type == "cpu" and not instruction_sets():
+        logger.warning(
+            "the CPU kernels were not built when quire was installed, so it runs several times slower, on torch's ops; "
+            "install a C++ compiler (g++ or clang++) and install quire again"
+        )
     resolved = resolve(config, info, _facts(device), tokenizer_path=tokenizer_path(config, info))
     core = _assemble(info, resolved, device, ledger)
     _warm_up(core)
@@ -91,17 +98,20 @@ def _facts(device: Device) -> DeviceFacts:
         auto_dtype=str(device.auto_dtype()).removeprefix("torch."),
         free_bytes=device.available_memory(),
         threads=device.threads,
+        kernels=chosen_instruction_set() if device.torch_device.type == "cpu" else REFERENCE,
     )
 
 
 def _assemble(info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger: StartupLedger) -> EngineCore:
     torch.set_num_threads(resolved.threads)
-    attention = select_backend(resolved.device)
+    dtype = getattr(torch, resolved.dtype)
+    attention = select_backend(resolved.device, dtype=dtype)
     context = BuildContext(
-        dtype=getattr(torch, resolved.dtype),
+        dtype=dtype,
         device=device.torch_device,
         attention=attention,
         max_model_len=resolved.max_model_len,
+        scheme=select_scheme(resolved.weight_format, device=device.torch_device, dtype=dtype),
     )
     model = load_model(info, context)
     ledger.phase("load weights")

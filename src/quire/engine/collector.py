@@ -1,13 +1,15 @@
 """Assembles what users see of one request from the engine's per-step tokens: text, stop strings, log-probabilities.
 
 Deltas wait here until the consumer takes them and merge while it lags; what waits is counted in bytes (REL-9). A
-consumer of deltas is handed what it takes, one of whole outputs gets a copy. Knows tokens and text; nothing of tasks,
-sockets or processes.
+consumer of deltas is handed what it takes; one of whole outputs gets a view of what there is, copied where it is read,
+so that a step costs the same however long the text before it. Knows tokens and text; nothing of tasks, sockets or
+processes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from quire.base.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput, TokenOutput
 from quire.engine.requests import PreparedRequest
@@ -24,11 +26,53 @@ _LOGPROB_BYTES = 160
 
 @dataclass(slots=True)
 class _Held:
-    """What a sample brought: since the last take where deltas are taken, else since the beginning."""
+    """What a sample brought: since the last take where deltas are taken, else since the beginning. It only grows."""
 
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    joined: str = ""
+    """The first `num_joined` pieces of the text, so that reading every step does not join them all each time."""
+    num_joined: int = 0
+
+    def first_pieces(self, count: int) -> str:
+        """The text of the first `count` pieces."""
+        if count < self.num_joined:
+            return "".join(self.text[:count])
+        self.joined += "".join(self.text[self.num_joined : count])
+        self.num_joined = count
+        return self.joined
+
+
+class OutputSoFar(CompletionOutput):
+    """An unfinished sample's output, which makes its text and its lists when they are first read."""
+
+    __slots__ = ("_held", "_num_pieces", "_num_tokens")
+    _held: _Held
+    _num_pieces: int
+    _num_tokens: int
+
+    @classmethod
+    def of(cls, held: _Held, *, index: int, cumulative_logprob: float | None) -> OutputSoFar:
+        """A view of what is held now; without a `cumulative_logprob` it has no log-probabilities."""
+        output = cls.__new__(cls)  # the fields that __init__ would set are left for __getattr__
+        output._held, output._num_pieces, output._num_tokens = held, len(held.text), len(held.token_ids)
+        output.index, output.cumulative_logprob = index, cumulative_logprob
+        output.finish_reason = output.stop_reason = None
+        if cumulative_logprob is None:
+            output.logprobs = None
+        return output
+
+    def __getattr__(self, name: str) -> Any:
+        """Make a field at its first reading; Python asks only while it has no value."""
+        if name == "text":
+            value: Any = self._held.first_pieces(self._num_pieces)
+        elif name in ("token_ids", "logprobs"):
+            value = getattr(self._held, name)[: self._num_tokens]
+        else:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        setattr(self, name, value)
+        return value
 
 
 class SampleCollector:
@@ -59,6 +103,7 @@ class SampleCollector:
         )
         self._held = _Held()
         self._cumulative_logprob = 0.0
+        self._whole: CompletionOutput | None = None
 
     def push(self, output: TokenOutput) -> bool:
         """Take in one step's tokens; True when a stop string ended the sample, which the engine does not know yet."""
@@ -85,23 +130,30 @@ class SampleCollector:
         held, self.untaken_bytes = self._held, 0
         if self._is_delta:
             self._held = _Held()
-        else:
-            held.text = ["".join(held.text)]
-            held = _Held(held.text, list(held.token_ids), list(held.logprobs))
-        wants_logprobs = self._params.logprobs is not None
-        return CompletionOutput(
-            index=self.index,
-            text="".join(held.text),
-            token_ids=held.token_ids,
-            cumulative_logprob=self._cumulative_logprob if wants_logprobs else None,
-            logprobs=held.logprobs if wants_logprobs else None,
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )
+            return self._output(held)
+        if self.finish_reason is None:
+            return OutputSoFar.of(held, index=self.index, cumulative_logprob=self._total_logprob())
+        if self._whole is None:
+            self._whole = self._output(held)
+        return self._whole
 
     def discard(self) -> None:
         """Let go of what nobody will take."""
         self._held, self.untaken_bytes = _Held(), 0
+
+    def _output(self, held: _Held) -> CompletionOutput:
+        return CompletionOutput(
+            index=self.index,
+            text="".join(held.text),
+            token_ids=held.token_ids,
+            cumulative_logprob=self._total_logprob(),
+            logprobs=held.logprobs if self._params.logprobs is not None else None,
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+        )
+
+    def _total_logprob(self) -> float | None:
+        return self._cumulative_logprob if self._params.logprobs is not None else None
 
     def _add_token(self, token_id: int, output: TokenOutput, position: int) -> None:
         self.num_tokens += 1

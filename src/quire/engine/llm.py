@@ -23,7 +23,7 @@ from quire.engine.messages import AbortMessage, AddMessage
 from quire.engine.open_requests import failure_of
 from quire.engine.requests import Prompt, RequestOptions, RequestPreparer
 from quire.text.chat import ChatTemplate
-from quire.text.messages import to_template_messages
+from quire.text.messages import ContentFormat, to_template_messages
 from quire.text.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
@@ -99,39 +99,47 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        tools: list[dict[str, Any]] | None = None,
+        use_tqdm: bool | Callable[..., Any] = True,
+        chat_template: str | None = None,
+        chat_template_content_format: ContentFormat = "auto",
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: list[dict[str, Any]] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
-        use_tqdm: bool | Callable[..., Any] = True,
     ) -> list[RequestOutput]:
-        """Generate the next message of one conversation or many, rendered by the model's chat template.
+        """Generate the next message of one conversation or many, rendered by a chat template.
+
+        `chat_template` is the text of a template to use instead of the model's; it runs in the same sandbox. Entries of
+        `chat_template_kwargs` reach the template and override the arguments above that have their name.
 
         Raises:
-            TemplateError: the model has no chat template, or it refuses a conversation.
+            TemplateError: there is no chat template, or it refuses a conversation.
             InvalidRequestError, StepError, EngineDeadError: as `generate`.
         """
-        if self.chat_template is None:
-            raise errors.TemplateError(f"the model {self.info.served_names[0]} has no chat template; use generate")
+        template = self._template(chat_template)
         is_one = bool(messages) and isinstance(messages[0], Mapping)
         conversations: list[Messages] = [messages] if is_one else list(messages)  # type: ignore[list-item,arg-type]
+        variables: dict[str, Any] = {
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        } | (chat_template_kwargs or {})
         prompts: list[Prompt] = []
         for conversation in conversations:
-            rendered, _ = to_template_messages(conversation, self.chat_template, tools=tools)
-            text = self.chat_template.render(
-                rendered,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
+            rendered, _ = to_template_messages(
+                conversation, template, tools=variables["tools"], content_format=chat_template_content_format
             )
+            text = template.render(rendered, **variables)
             # The template wrote the special tokens already.
             ids = self.tokenizer.encode(text, add_special_tokens=False)
             prompts.append({"prompt": text, "prompt_token_ids": ids})
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
     def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
-        """The `beam_width` most likely continuations of each prompt, best first; raises as `generate`."""
+        """The `beam_width` most likely continuations of each prompt, best first, as vLLM returns them.
+
+        `tokens` and `text` of a sequence begin with its prompt, and `text` shows special tokens. Raises as `generate`.
+        """
         self._check_open()
         return [beam_search(self, self._preparer.encode(prompt)[0], params) for prompt in _as_prompts(prompts)]
 
@@ -146,6 +154,15 @@ class LLM:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _template(self, source: str | None) -> ChatTemplate:
+        """The template of this text, or the model's own."""
+        if source is not None:
+            return ChatTemplate.from_source(source, self.info.tokenizer_path)
+        if self.chat_template is None:
+            name = self.info.served_names[0]
+            raise errors.TemplateError(f"the model {name} has no chat template; give one, or use generate")
+        return self.chat_template
 
     def _check_open(self) -> None:
         if self._unusable is not None:

@@ -15,6 +15,8 @@ from quire.models.info import ModelInfo
 from quire.runner.sizing import page_bytes, row_bytes
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+WEIGHT_BYTES = ITEMSIZE | {"int8": 1 + 4 / 64, "int4": 0.5 + 2 / 32}
+"""Bytes per weight by format; quantized ones share a scale in groups of 64 and 32."""
 _AUTO_SHARE = 0.5
 """Share of what is left after weights and workspace that the cache takes when no budget is given: the machine is not
 ours alone."""
@@ -26,7 +28,7 @@ class MemoryRequest:
 
     max_num_seqs: int
     max_num_batched_tokens: int
-    dtype: str
+    weight_format: str
     kv_dtype: str
     page_size: int
     max_model_len: int | None = None
@@ -84,7 +86,7 @@ def plan_memory(info: ModelInfo, request: MemoryRequest, *, free_bytes: int) -> 
     Raises:
         ConfigError: when the model, or the length asked for, does not fit, with the numbers and what would fit.
     """
-    weights = info.num_parameters * ITEMSIZE[request.dtype]
+    weights = int(info.num_parameters * WEIGHT_BYTES[request.weight_format])
     wanted_len = request.max_model_len or info.max_position
     workspace = workspace_bytes(info, request, wanted_len)
     kv_itemsize = ITEMSIZE[request.kv_dtype]

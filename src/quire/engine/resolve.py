@@ -35,6 +35,13 @@ class DeviceFacts:
     auto_dtype: str
     free_bytes: int
     threads: int
+    kernels: str = "reference"
+    """What ops run on: an instruction set of the compiled CPU kernels, or the reference ops in torch."""
+
+    @property
+    def has_cpu_kernels(self) -> bool:
+        """Whether compiled CPU kernels run here."""
+        return self.name == "cpu" and self.kernels != "reference"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +57,9 @@ class ResolvedConfig:
     rope: str
     device: str
     threads: int
+    kernels: str
     dtype: str
+    weight_format: str
     kv_cache_dtype: str
     page_size: int
     enable_prefix_caching: bool
@@ -92,11 +101,12 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
     max_num_seqs, max_num_batched_tokens = _step_limits(config, facts)
     dtype = facts.auto_dtype if config.model.dtype == "auto" else config.model.dtype
     kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else config.cache.kv_cache_dtype
+    weight_format = _weight_format(config, info, facts, dtype)
     _check_model_settings(config, info)
     request = MemoryRequest(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
-        dtype=dtype,
+        weight_format=weight_format,
         kv_dtype=kv_dtype,
         page_size=config.cache.page_size,
         max_model_len=config.model.max_model_len,
@@ -115,7 +125,9 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
         rope=info.rope,
         device=facts.name,
         threads=config.model.threads or _auto_threads(facts, memory),
+        kernels=facts.kernels,
         dtype=dtype,
+        weight_format=weight_format,
         kv_cache_dtype=kv_dtype,
         page_size=config.cache.page_size,
         enable_prefix_caching=config.cache.enable_prefix_caching,
@@ -149,6 +161,22 @@ def _step_limits(config: EngineConfig, facts: DeviceFacts) -> tuple[int, int]:
 def _auto_threads(facts: DeviceFacts, memory: MemoryPlan) -> int:
     """All cores, or one for a model so small that handing work to a second thread takes longer than doing it."""
     return facts.threads if memory.weight_bytes >= _PARALLEL_BYTES else 1
+
+
+def _weight_format(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dtype: str) -> str:
+    """How weights are held. The CPU kernels widen bfloat16 as they read it, so a checkpoint in it stays as it is."""
+    asked = config.model.quantization
+    can_pack = facts.has_cpu_kernels and dtype == "float32" and info.implementation == "native"
+    if asked != "none":
+        if not can_pack:
+            raise ConfigError(
+                f"quantization is {asked}, which needs the compiled CPU kernels, dtype float32 (or auto) and a model "
+                f"with an implementation of quire's own; here: device {facts.name}, kernels "
+                f"{facts.kernels}, dtype {dtype}, {info.implementation} implementation. "
+                f"Set quantization to none"
+            )
+        return asked
+    return "bfloat16" if can_pack and info.stored_dtype == "bfloat16" else dtype
 
 
 def _check_model_settings(config: EngineConfig, info: ModelInfo) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from quire import ops
 from quire.attention.interface import AttentionPlan
 from quire.layers.attention import Rotation
 from quire.layers.norm import Norm
@@ -47,7 +48,8 @@ class ParallelBlock(TwoNormBlock):
     ) -> State:
         """delta, residual [T, E] → the same."""
         x, residual = self.input_layernorm.add(delta, residual)
-        return self.self_attn(x, rotation, kv, plan) + self.mlp(self.post_attention_layernorm(residual)), residual
+        attended = self.self_attn(x, rotation, kv, plan)
+        return ops.add(attended, self.mlp(self.post_attention_layernorm(residual))), residual
 
 
 class PostNormBlock(TwoNormBlock):
@@ -75,7 +77,7 @@ class SharedNormBlock(nn.Module):
     ) -> State:
         """delta, residual [T, E] → the same."""
         x, residual = self.input_layernorm.add(delta, residual)
-        return self.self_attn(x, rotation, kv, plan) + self.mlp(x), residual
+        return ops.add(self.self_attn(x, rotation, kv, plan), self.mlp(x)), residual
 
 
 class SandwichBlock(nn.Module):

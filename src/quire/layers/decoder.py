@@ -66,12 +66,12 @@ class Decoder(nn.Module):
         hidden = cast(Tensor, self.embed_tokens(token_ids))
         if self.project_in is not None:
             hidden = self.project_in(hidden)
-        return hidden if self.embed_positions is None else hidden + self.embed_positions(positions)
+        return hidden if self.embed_positions is None else ops.add(hidden, self.embed_positions(positions))
 
     def _finish(self, delta: Tensor, residual: Tensor | None) -> Tensor:
         if self.norm is not None:
             return self.norm.add(delta, residual)[0]
-        return delta if residual is None else delta + residual
+        return delta if residual is None else ops.add(delta, residual)
 
 
 class CausalLM(nn.Module, Generic[ConfigT]):

@@ -6,31 +6,41 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from quire import ops
 from quire.layers.context import BuildContext
-from quire.layers.norm import parameter, whole_slot
-from quire.quant.interface import WeightSlot
+from quire.quant.interface import QuantScheme, WeightSlot
+from quire.quant.unquantized import Unquantized
 
 
 class Embedding(nn.Module):
     """Rows of a table, times a scale (Gemma); ids are shifted by `offset` (OPT's positions start at row 2)."""
 
     def __init__(
-        self, rows: int, size: int, *, context: BuildContext, scale: float | None = None, offset: int = 0
+        self,
+        rows: int,
+        size: int,
+        *,
+        context: BuildContext,
+        scale: float = 1.0,
+        offset: int = 0,
+        scheme: QuantScheme | None = None,
     ) -> None:
         super().__init__()
-        self.weight = parameter(context, rows + offset, size)
-        self.scale = None if scale is None else self.weight.new_tensor(scale)
+        self.table = (scheme or context.scheme).table(rows + offset, size, dtype=context.dtype, device=context.device)
+        self.scale = scale
         self.offset = offset
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [T] int64 → [T, E]."""
-        rows = ops.embedding(ids + self.offset if self.offset else ids, self.weight)
-        return rows if self.scale is None else rows * self.scale
+        return self.table.lookup(ids, scale=self.scale, offset=self.offset)
 
     def weight_slots(self, name: str) -> Iterator[WeightSlot]:
         """The table."""
-        yield whole_slot(f"{name}.weight", self.weight)
+        yield self.table.slot(f"{name}.weight")
+
+
+def position_embedding(rows: int, size: int, *, context: BuildContext, offset: int = 0) -> Embedding:
+    """Learned positions, which no scheme quantizes: they are few and every token gets one."""
+    return Embedding(rows, size, context=context, offset=offset, scheme=Unquantized())
 
 
 class OutputHead(nn.Module):
@@ -39,13 +49,19 @@ class OutputHead(nn.Module):
     def __init__(self, rows: int, size: int, *, context: BuildContext, tied: Embedding | None = None) -> None:
         super().__init__()
         self.is_tied = tied is not None
-        self.weight = parameter(context, rows, size) if tied is None else tied.weight
+        scheme = context.scheme
+        table = scheme.table(rows, size, dtype=context.dtype, device=context.device) if tied is None else tied.table
+        self.table = table
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden [R, E] → [R, V]."""
-        return ops.linear(hidden, self.weight)
+        return self.table.project(hidden)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the table is what `tensor` [V, E] would become in it."""
+        return self.table.holds(tensor)
 
     def weight_slots(self, name: str) -> Iterator[WeightSlot]:
         """The table, unless the embedding fills it."""
         if not self.is_tied:
-            yield whole_slot(f"{name}.weight", self.weight)
+            yield self.table.slot(f"{name}.weight")

@@ -7,6 +7,9 @@ from typing import cast
 from torch import Tensor, nn
 
 from quire import ops
+from quire.layers.config import DecoderConfig
+from quire.layers.context import BuildContext
+from quire.layers.linear import linear
 
 
 class GatedMLP(nn.Module):
@@ -35,3 +38,10 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [T, E] → [T, E]."""
         return cast(Tensor, self.down_proj(ops.activation(self.up_proj(x), self.activation)))
+
+
+def plain_mlp(context: BuildContext, config: DecoderConfig) -> MLP:
+    """The plain block in the configuration's sizes."""
+    up = linear(context, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+    down = linear(context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+    return MLP(up, down, activation=config.activation)

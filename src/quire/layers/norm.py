@@ -61,7 +61,7 @@ class LayerNorm(nn.Module):
 
     def add(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """(norm(x + residual), x + residual) for [T, E]; the first block of a model has no residual yet."""
-        total = x if residual is None else x + residual
+        total = x if residual is None else ops.add(x, residual)
         return self(total), total
 
     def weight_slots(self, name: str) -> Iterator[WeightSlot]:

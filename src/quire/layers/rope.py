@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from quire import ops
 from quire.layers.config import RopeConfig
 from quire.layers.context import BuildContext
 
@@ -32,7 +33,7 @@ class RotaryTable(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [T, rotary_dim / 2] of positions [T]."""
-        return self.cos[positions], self.sin[positions]
+        return ops.embedding(positions, self.cos), ops.embedding(positions, self.sin)
 
 
 def inverse_frequencies(config: RopeConfig, max_model_len: int) -> Tensor:

@@ -131,6 +131,10 @@ class AdapterHead:
     weight: Tensor
     is_tied: bool
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the matrix is what `tensor` [V, E] becomes in its dtype."""
+        return torch.equal(tensor.to(self.weight.dtype), self.weight.detach().cpu())
+
 
 class AdapterLM(nn.Module):
     """A transformers model with the interface of `CausalLM`."""

@@ -21,6 +21,16 @@ _ITEM_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedSizes:
+    """What a checkpoint takes once loaded, in the precision it would be served with."""
+
+    dtype: str
+    weight_bytes: int
+    kv_dtype: str
+    kv_bytes_per_token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckReport:
     """What can be said of a checkpoint without reading its weights. None means unknown."""
 
@@ -37,11 +47,14 @@ class CheckReport:
     tool_format: str | None = None
     """How the model writes tool calls, such as hermes; none where its template renders no calls."""
     dtype: str | None = None
+    """Of the weights as stored."""
     num_parameters: int | None = None
     weight_bytes: int | None = None
     """Bytes of all weights as stored."""
     kv_bytes_per_token: int | None = None
     """With K and V in `dtype`."""
+    loaded: LoadedSizes | None = None
+    """Where a memory plan was made: what it counts with."""
     max_context: int | None = None
     notes: tuple[str, ...] = ()
 
@@ -66,12 +79,24 @@ class CheckReport:
             "tool calls": self.tool_format if self.has_chat_template else None,
             "stored dtype": self.dtype,
             "parameters": _count(self.num_parameters),
-            "weights": _bytes(self.weight_bytes),
-            "KV cache per token": _bytes(self.kv_bytes_per_token),
+            "weights": self._weights(),
+            "KV cache per token": self._kv(),
             "longest context": None if self.max_context is None else f"{self.max_context} tokens",
         }
         named = [f"{name + ':':<20}{value}" for name, value in rows.items() if value is not None]
         return named + [f"{'note:':<20}{note}" for note in self.notes]
+
+    def _weights(self) -> str | None:
+        sizes = [] if self.weight_bytes is None else [f"stored as {self.dtype}: {_bytes(self.weight_bytes)}"]
+        if self.loaded is not None:
+            sizes.append(f"loaded as {self.loaded.dtype}: {_bytes(self.loaded.weight_bytes)}")
+        return ", ".join(sizes) or None
+
+    def _kv(self) -> str | None:
+        sizes = [] if self.kv_bytes_per_token is None else [f"as {self.dtype}: {_bytes(self.kv_bytes_per_token)}"]
+        if self.loaded is not None:
+            sizes.append(f"used as {self.loaded.kv_dtype}: {_bytes(self.loaded.kv_bytes_per_token)}")
+        return ", ".join(sizes) or None
 
 
 def check_model(path: str | Path, *, tool_format: Callable[[str], str] | None = None) -> CheckReport:
@@ -162,9 +187,7 @@ def _count(number: int | None) -> str | None:
     return str(number)
 
 
-def _bytes(number: int | None) -> str | None:
-    if number is None:
-        return None
+def _bytes(number: int) -> str:
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if number >= size:
             return f"{number / size:.2f} {unit}"

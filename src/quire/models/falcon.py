@@ -12,8 +12,8 @@ from torch import nn
 from quire.attention.interface import AttentionSpec
 from quire.layers.blocks import ParallelBlock, SequentialBlock, SharedNormBlock
 from quire.layers.decoder import CausalLM
-from quire.layers.linear import build, linear, regroup_qkv
-from quire.layers.mlp import MLP
+from quire.layers.linear import build, regroup_qkv
+from quire.layers.mlp import plain_mlp
 from quire.layers.norm import LayerNorm, Norm
 from quire.models.readers_classic import FalconConfig
 from quire.quant.interface import LinearSpec, Part
@@ -78,10 +78,7 @@ class FalconForCausalLM(CausalLM[FalconConfig]):
 
     def mlp(self, layer: int) -> nn.Module:
         """A plain MLP."""
-        config = self.config
-        up = linear(self.context, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        return MLP(up, down, activation=config.activation)
+        return plain_mlp(self.context, self.config)
 
     def norm(self, size: int | None = None) -> Norm:
         """LayerNorm."""

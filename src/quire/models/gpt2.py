@@ -11,7 +11,7 @@ from torch import nn
 from quire.attention.interface import AttentionSpec
 from quire.layers.context import BuildContext
 from quire.layers.decoder import CausalLM
-from quire.layers.embedding import Embedding
+from quire.layers.embedding import position_embedding
 from quire.layers.linear import linear
 from quire.layers.mlp import MLP
 from quire.layers.norm import LayerNorm, Norm
@@ -40,7 +40,7 @@ class GPT2LMHeadModel(CausalLM[GPT2Config]):
 
     def __init__(self, config: GPT2Config, context: BuildContext) -> None:
         super().__init__(config, context)
-        self.model.embed_positions = Embedding(config.max_position, config.hidden_size, context=context)
+        self.model.embed_positions = position_embedding(config.max_position, config.hidden_size, context=context)
 
     def qkv(self, layer: int) -> nn.Module:
         """c_attn: q, k and v side by side."""

@@ -10,8 +10,8 @@ from torch import nn
 
 from quire.layers.blocks import ParallelBlock, SequentialBlock
 from quire.layers.decoder import CausalLM
-from quire.layers.linear import build, linear, regroup_qkv
-from quire.layers.mlp import MLP
+from quire.layers.linear import build, regroup_qkv
+from quire.layers.mlp import plain_mlp
 from quire.layers.norm import LayerNorm, Norm
 from quire.models.readers_classic import NeoXConfig
 from quire.quant.interface import LinearSpec, Part
@@ -49,10 +49,7 @@ class GPTNeoXForCausalLM(CausalLM[NeoXConfig]):
 
     def mlp(self, layer: int) -> nn.Module:
         """A plain MLP."""
-        config = self.config
-        up = linear(self.context, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        return MLP(up, down, activation=config.activation)
+        return plain_mlp(self.context, self.config)
 
     def norm(self, size: int | None = None) -> Norm:
         """LayerNorm."""

@@ -40,9 +40,8 @@ _TIED_HEADS = ("lm_head.weight", "embed_out.weight")
 class OutputHead(Protocol):
     """What the loader asks of an output head."""
 
-    @property
-    def weight(self) -> Tensor:
-        """The matrix [V, E]."""
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the head's matrix is what `tensor` [V, E] would become in it."""
 
     @property
     def is_tied(self) -> bool:
@@ -64,7 +63,7 @@ class LoadableModel(Protocol):
 
     @property
     def lm_head(self) -> OutputHead:
-        """The output head: its `weight`, and whether it `is_tied` to the embedding."""
+        """The output head."""
 
     def __call__(self, token_ids: Tensor, positions: Tensor, *, kv: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
         """Hidden states [T, E]; see `CausalLM.forward`."""
@@ -167,10 +166,9 @@ def _is_tied_head(model: LoadableModel, name: str) -> bool:
 
 def _check_tied_head(model: LoadableModel, checkpoint: Checkpoint, name: str) -> None:
     """A stored copy of a tied head must be one: where it differs, the checkpoint does not mean it to be tied."""
-    weight = model.lm_head.weight
     with safe_open(checkpoint.path / checkpoint.tensors[name].file, framework="pt", device="cpu") as file:
         stored = file.get_tensor(name)
-    if not torch.equal(stored.to(weight.dtype), weight.detach().cpu()):
+    if not model.lm_head.holds(stored):
         raise WeightError(
             f"{name} differs from the embedding, although config.json ties them; to use it, set tie_word_embeddings to "
             "false there"

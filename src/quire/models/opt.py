@@ -10,9 +10,9 @@ from torch import nn
 from quire.layers.blocks import PostNormBlock, SequentialBlock
 from quire.layers.context import BuildContext
 from quire.layers.decoder import CausalLM
-from quire.layers.embedding import Embedding
+from quire.layers.embedding import Embedding, position_embedding
 from quire.layers.linear import linear
-from quire.layers.mlp import MLP
+from quire.layers.mlp import plain_mlp
 from quire.layers.norm import LayerNorm, Norm
 from quire.models.readers_classic import OPTConfig
 
@@ -39,7 +39,9 @@ class OPTForCausalLM(CausalLM[OPTConfig]):
     def __init__(self, config: OPTConfig, context: BuildContext) -> None:
         super().__init__(config, context)
         width, narrow = config.hidden_size, config.embedding_size
-        self.model.embed_positions = Embedding(config.max_position, width, context=context, offset=POSITION_OFFSET)
+        self.model.embed_positions = position_embedding(
+            config.max_position, width, context=context, offset=POSITION_OFFSET
+        )
         if narrow != width:
             self.model.project_in = linear(context, narrow, width)
             self.model.project_out = linear(context, width, narrow)
@@ -55,10 +57,7 @@ class OPTForCausalLM(CausalLM[OPTConfig]):
 
     def mlp(self, layer: int) -> nn.Module:
         """A plain MLP."""
-        config = self.config
-        up = linear(self.context, config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        down = linear(self.context, config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        return MLP(up, down, activation=config.activation)
+        return plain_mlp(self.context, self.config)
 
     def norm(self, size: int | None = None) -> Norm:
         """LayerNorm; some checkpoints have no weights for it."""

@@ -16,6 +16,7 @@ from typing import cast
 
 from torch import Tensor
 
+from quire.ops.cpu.weights import PackedMatrix
 from quire.ops.dispatch import implementation
 
 ACTIVATIONS = ("silu", "relu", "gelu", "gelu_tanh", "gelu_quick")
@@ -32,6 +33,20 @@ def embedding(token_ids: Tensor, weight: Tensor) -> Tensor:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x · weightᵀ + bias: x [T, in], weight [out, in], bias [out] → [T, out]."""
     return cast(Tensor, implementation(x.device.type, "linear")(x, weight, bias))
+
+
+def packed_embedding(token_ids: Tensor, weight: PackedMatrix, *, scale: float = 1.0, offset: int = 0) -> Tensor:
+    """scale · rows `token_ids` + offset of a packed table [V, E], dequantized: token_ids [T] int64 → [T, E] float32."""
+    run = implementation("cpu", "packed_embedding")
+    return cast(Tensor, run(token_ids, weight, scale=scale, offset=offset))
+
+
+def packed_linear(x: Tensor, weight: PackedMatrix, bias: Tensor | None = None) -> Tensor:
+    """x · weightᵀ + bias for a packed weight [out, in]: x [T, in] float32 → [T, out] float32.
+
+    Sums run over `in` in order. Quantized formats take x as int16 with one scale per row, and sum products in int32.
+    """
+    return cast(Tensor, implementation("cpu", "packed_linear")(x, weight, bias))
 
 
 def rms_norm(x: Tensor, weight: Tensor, *, eps: float, plus_one: bool = False) -> Tensor:
@@ -73,6 +88,11 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     return cast(Tensor, implementation(x.device.type, "gated_activation")(x, kind))
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y, both [T, E]."""
+    return cast(Tensor, implementation(x.device.type, "add")(x, y))
+
+
 def softcap(x: Tensor, cap: float) -> Tensor:
     """cap · tanh(x / cap), elementwise."""
     return cast(Tensor, implementation(x.device.type, "softcap")(x, cap))
@@ -81,7 +101,7 @@ def softcap(x: Tensor, cap: float) -> Tensor:
 def route(logits: Tensor, num_chosen: int, *, renormalize: bool) -> Pair:
     """Softmax over experts, then the `num_chosen` largest: logits [T, X] → weights float32 [T, A], ids int64 [T, A].
 
-    `renormalize` scales each row's weights to sum to one.
+    Of equal ones the lower id is chosen first. `renormalize` scales each row's weights to sum to one.
     """
     return cast(Pair, implementation(logits.device.type, "route")(logits, num_chosen, renormalize=renormalize))
 
@@ -90,9 +110,16 @@ def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tens
     """Σ over chosen experts e of weight_e · down_e · gated_activation(gate_up_e · x), per token.
 
     x [T, E], gate_up [X, 2F, E], down [X, E, F], weights and ids [T, A] → [T, E]. The sum runs in the order of expert
-    ids, in x's dtype.
+    ids, in x's dtype. The ids of a row differ from each other, as those of `route` do.
     """
     return cast(Tensor, implementation(x.device.type, "experts")(x, gate_up, down, weights, ids, kind=kind))
+
+
+def packed_experts(
+    x: Tensor, gate_up: PackedMatrix, down: PackedMatrix, weights: Tensor, ids: Tensor, *, kind: str
+) -> Tensor:
+    """`experts` with packed weights, X matrices each, and products as of `packed_linear`: x [T, E] float32."""
+    return cast(Tensor, implementation("cpu", "packed_experts")(x, gate_up, down, weights, ids, kind=kind))
 
 
 def write_kv(k: Tensor, v: Tensor, kv: Tensor, slots: Tensor) -> None:

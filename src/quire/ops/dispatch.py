@@ -9,10 +9,12 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from quire.base.cpu_kernels import are_usable
+
 log = logging.getLogger(__name__)
 
 REFERENCE = "quire.ops.reference"
-FAST_MODULES: dict[str, tuple[str, ...]] = {}
+FAST_MODULES: dict[str, tuple[str, ...]] = {"cpu": ("quire.ops.cpu.table",) if are_usable() else ()}
 """Device type → modules tried before the reference, best first."""
 
 

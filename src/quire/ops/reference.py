@@ -80,6 +80,11 @@ def gated_activation(x: Tensor, kind: str) -> Tensor:
     return activation(gate, kind) * up
 
 
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """See `quire.ops.add`."""
+    return x + y
+
+
 def softcap(x: Tensor, cap: float) -> Tensor:
     """See `quire.ops.softcap`."""
     return torch.tanh(x / cap) * cap
@@ -87,7 +92,9 @@ def softcap(x: Tensor, cap: float) -> Tensor:
 
 def route(logits: Tensor, num_chosen: int, *, renormalize: bool) -> tuple[Tensor, Tensor]:
     """See `quire.ops.route`."""
-    weights, ids = torch.topk(logits.float().softmax(dim=-1), num_chosen, dim=-1)
+    # Not topk, which picks any of equal ones.
+    ranked, order = logits.float().softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    weights, ids = ranked[:, :num_chosen], order[:, :num_chosen]
     return (weights / weights.sum(dim=-1, keepdim=True) if renormalize else weights), ids
 
 

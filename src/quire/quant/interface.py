@@ -61,6 +61,8 @@ class LinearSpec:
     bias: bool = False
     transposed: bool = False
     """The checkpoint's weight is [in, out] (GPT-2)."""
+    is_exact: bool = False
+    """Never held in less than the precision it is stored in: the small router of experts, whose choices jump."""
     reorder: Callable[[Tensor], Tensor] | None = None
     """Puts the rows (dimension 0) of a fused checkpoint tensor, weight or bias, into this layer's order."""
 
@@ -68,6 +70,22 @@ class LinearSpec:
     def out_features(self) -> int:
         """Output rows of all parts."""
         return sum(part.size for part in self.parts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsSpec:
+    """The experts of one layer: gated MLPs of equal shape without biases."""
+
+    num_experts: int
+    hidden_size: int
+    width: int
+    """Numbers between an expert's two products."""
+    activation: str
+    """A key of `ops.ACTIVATIONS`."""
+
+    def names(self, name: str, *parts: str) -> tuple[str, ...]:
+        """The tensors of these parts (gate_proj, up_proj, down_proj) of every expert below the module `name`."""
+        return tuple(f"{name}.{index}.{part}.weight" for index in range(self.num_experts) for part in parts)
 
 
 class LinearLayer(Protocol):
@@ -80,6 +98,35 @@ class LinearLayer(Protocol):
         """The checkpoint tensors that fill it; names are relative to the parent of the module called `name`."""
 
 
+class ExpertsLayer(Protocol):
+    """Experts with their weights: what a scheme makes. Implementations are torch modules."""
+
+    def __call__(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+        """x [T, E], and what `ops.route` chose for it, weights and ids [T, A] → [T, E]."""
+
+    def weight_slots(self, name: str) -> Iterable[WeightSlot]:
+        """Three matrices per expert; names are relative to the parent of the module called `name`."""
+
+    def weight_alternatives(self, name: str) -> Iterable[WeightSlot]:
+        """Two tensors of all experts, the form `transformers` 5 holds in memory."""
+
+
+class TokenTable(Protocol):
+    """A table [rows, size] that is looked up and, as the output head, multiplied with. Implementations are modules."""
+
+    def lookup(self, ids: Tensor, *, scale: float = 1.0, offset: int = 0) -> Tensor:
+        """scale · rows ids + offset, of ids [T] int64: [T, size]."""
+
+    def project(self, hidden: Tensor) -> Tensor:
+        """hidden [R, size] → [R, rows]."""
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the table is what `tensor` [rows, size] would become in it."""
+
+    def slot(self, name: str) -> WeightSlot:
+        """The slot of the whole table, under this name."""
+
+
 class QuantScheme(Protocol):
     """A weight format."""
 
@@ -87,3 +134,9 @@ class QuantScheme(Protocol):
 
     def linear(self, spec: LinearSpec, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
         """A `LinearLayer` with unfilled weights; `dtype` is that of the activations."""
+
+    def experts(self, spec: ExpertsSpec, *, dtype: torch.dtype, device: torch.device) -> torch.nn.Module:
+        """An `ExpertsLayer` with unfilled weights; `dtype` is that of the activations."""
+
+    def table(self, rows: int, size: int, *, dtype: torch.dtype, device: torch.device) -> TokenTable:
+        """An unfilled table for tokens or positions."""

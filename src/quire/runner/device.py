@@ -11,7 +11,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from quire.base.cpu_kernels import are_usable
 from quire.base.errors import ConfigError
+from quire.runner.cpu_graphs import CpuGraphs
 from quire.runner.graphs import DirectGraphs, StepGraphs
 from quire.runner.host_resources import available_memory, usable_cores
 
@@ -93,8 +95,8 @@ class CpuDevice:
         return _FinishedCopy(tensors)
 
     def graphs(self) -> StepGraphs:
-        """No recordings."""
-        return DirectGraphs()
+        """Recordings on the compiled kernels, where there are any."""
+        return CpuGraphs() if are_usable() else DirectGraphs()
 
     def synchronize(self) -> None:
         """Nothing is ever queued."""

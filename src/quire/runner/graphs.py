@@ -7,33 +7,29 @@ This file knows no device. A device whose steps can be recorded returns its own 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
-import torch
+from torch import Tensor
 
+from quire.attention.interface import AttentionPlan
 
-@dataclass(frozen=True, slots=True)
-class StepShape:
-    """What must be equal for a recorded forward pass to be replayed."""
-
-    num_tokens: int
-    """T, tokens in the step."""
-    num_rows: int
-    """R, rows in the step; a step of pure decodes has R = T."""
+Forward = Callable[[Tensor, Tensor, AttentionPlan], Tensor]
+"""token_ids [T], positions [T] and the step's plan → hidden states [T, E]."""
 
 
 class StepGraphs(Protocol):
     """Runs forward passes, recorded or not."""
 
-    def run(self, shape: StepShape, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The result of `forward()`, computed by a replay where one of this shape is recorded."""
+    def run(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward) -> Tensor:
+        """The result of `forward` on these inputs, computed by a replay where there is a recording that fits.
+
+        The result may be overwritten by the next call.
+        """
 
 
 class DirectGraphs:
     """No recordings: every forward pass is a call."""
 
-    def run(self, shape: StepShape, forward: Callable[[], torch.Tensor]) -> torch.Tensor:
+    def run(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward) -> Tensor:
         """Call `forward`."""
-        del shape
-        return forward()
+        return forward(token_ids, positions, plan)

@@ -16,7 +16,6 @@ from quire.attention.interface import AttentionBackend, AttentionPlan
 from quire.base.step import SchedulerOutput
 from quire.runner.device import Device
 from quire.runner.errors import allocation_failures_as_step_errors
-from quire.runner.graphs import StepShape
 from quire.runner.input_batch import InputBatch, RunnerLimits, StepInputs
 from quire.runner.kv_tensors import copy_pages, poison
 from quire.runner.pending import PendingTokens, StepResults
@@ -94,9 +93,11 @@ class ModelRunner:
 
     def _forward(self, inputs: StepInputs) -> Tensor:
         """Hidden states [T, E]."""
-        shape = StepShape(num_tokens=len(inputs.positions), num_rows=len(inputs.attention.query_lens))
         plan = self._backend.plan(inputs.attention)
-        return self._graphs.run(shape, lambda: self._model(inputs.token_ids, inputs.positions, kv=self._kv, plan=plan))
+        return self._graphs.run(inputs.token_ids, inputs.positions, plan, forward=self._run_model)
+
+    def _run_model(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
+        return self._model(token_ids, positions, kv=self._kv, plan=plan)
 
     def _sample(self, inputs: StepInputs, hidden: Tensor) -> SampledTensors | None:
         """Draw for the rows that reached their last token, and store what they drew; None when none did."""

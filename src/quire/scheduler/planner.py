@@ -34,7 +34,7 @@ class Planner:
         self._cache = cache
         self._roster = roster
         self._clock = clock
-        self._lost: dict[Request, int] = {}  # tokens a preempted request had computed
+        self._lost: dict[Request, int] = {}  # tokens a preempted request had computed, until it has them again
 
     def begin(self, step: int) -> Decision:
         """An empty decision with the step's token budget."""
@@ -59,6 +59,8 @@ class Planner:
                 allocation = self._cache.allocate(request, target) or self._make_room(decision, request, target)
                 if allocation is not None:
                     budget.take(num_tokens, num_wanted)
+                    if self._lost or request.num_computed_tokens < request.num_prompt_tokens:
+                        self._count(request, request.num_computed_tokens, num_tokens)
                     decision.extend(request, num_tokens, allocation)
             if num_wanted > num_tokens:
                 decision.num_reserved_pages += self._num_pages_to_come(request)
@@ -120,21 +122,28 @@ class Planner:
         allocation = cache.allocate(request, num_done + num_tokens, hit)
         assert allocation is not None, "the cache refused what it had said would fit"
         self._roster.start_next()
-        self._note_start(request, num_done, num_cached=hit.num_tokens if hit is not None else 0)
+        self._note_start(request, num_cached=hit.num_tokens if hit is not None else 0)
+        self._count(request, num_done, num_tokens)
         decision.budget.take(num_tokens, num_wanted)
         decision.start(request, num_tokens, page_ids=cache.table(request), allocation=allocation)
         decision.num_reserved_pages += self._num_pages_to_come(request)
         return True
 
-    def _note_start(self, request: Request, num_done: int, *, num_cached: int) -> None:
+    def _note_start(self, request: Request, *, num_cached: int) -> None:
         metrics = request.metrics
         if metrics.num_preemptions == 0:
             metrics.first_scheduled_time = self._clock()
             metrics.num_cached_tokens = request.num_cached_tokens = num_cached
-            self.num_prompt_tokens += request.num_prompt_tokens - num_done
-        num_again = max(0, self._lost.pop(request, 0) - num_done)
-        metrics.num_recomputed_tokens += num_again
+
+    def _count(self, request: Request, start: int, num_tokens: int) -> None:
+        """Count the tokens [start, start + num_tokens) of a step: computed again up to where the request once was."""
+        end, lost = start + num_tokens, self._lost.get(request, 0)
+        num_again = max(0, min(end, lost) - start)
+        request.metrics.num_recomputed_tokens += num_again
         self.num_recomputed_tokens += num_again
+        self.num_prompt_tokens += max(0, min(end, request.num_prompt_tokens) - max(start, lost))
+        if end >= lost:
+            self._lost.pop(request, None)
 
     def _num_spare_pages(self, decision: Decision) -> int:
         """Available pages that neither started prefills nor the next steps of running requests are counting on."""

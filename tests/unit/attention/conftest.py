@@ -13,9 +13,11 @@ import torch
 
 from quire.attention import select_backend
 from quire.attention.interface import AttentionBatch, AttentionSpec
+from quire.base.cpu_kernels import instruction_sets
+from quire.ops.cpu.program import Pool, using
 
-BACKENDS = {"reference": "cpu"}
-"""Name → device type it runs on."""
+BACKENDS = ("reference", *(f"kernels {name}" for name in instruction_sets()))
+"""Names, and for the CPU kernels the instruction set."""
 
 HEADS = {"multi-head": (4, 4, 16), "grouped": (6, 2, 8), "multi-query": (3, 1, 32)}
 FEATURES = {
@@ -144,10 +146,29 @@ def alibi(spec, head, positions):
     return (slope * positions.bfloat16()).double() * spec.scale
 
 
+@pytest.fixture(scope="session")
+def pool_of():
+    """The pool of an instruction set with so many threads, made once."""
+    pools = {}
+
+    def find(instruction_set, threads):
+        key = instruction_set, threads
+        if key not in pools:
+            pools[key] = Pool(threads, instruction_set)
+        return pools[key]
+
+    return find
+
+
 @pytest.fixture(params=BACKENDS)
-def backend(request):
+def backend(request, pool_of):
     """Every attention backend."""
-    return select_backend(request.param)
+    name, _, instruction_set = request.param.partition(" ")
+    if not instruction_set:
+        yield select_backend(name)
+        return
+    with using(pool_of(instruction_set, 2)):
+        yield select_backend(name)
 
 
 @pytest.fixture

@@ -1,11 +1,16 @@
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
+from quire.base.cpu_kernels import are_usable
 from quire.cli.main import main
 from quire.models.families import FAMILIES
+
+LOADED = "bfloat16" if are_usable() else "float32"
+"""How the demo model's weights are held: the kernels widen bfloat16 as they read it."""
 
 
 @pytest.fixture
@@ -28,6 +33,8 @@ def test_a_supported_model_is_reported_with_its_memory_plan(demo_path, capsys):
     printed = capsys.readouterr().out
     assert "supported: runs natively" in printed
     assert "KV pages" in printed
+    assert re.search(rf"stored as bfloat16: [\d.]+ MiB, loaded as {LOADED}: [\d.]+ MiB", printed)
+    assert re.search(r"as bfloat16: [\d.]+ KiB, used as float32: [\d.]+ KiB", printed)
 
 
 def test_json_carries_the_same_report(demo_path, capsys):
@@ -38,6 +45,9 @@ def test_json_carries_the_same_report(demo_path, capsys):
     assert memory["page_size"] == 32
     assert memory["page_bytes"] == 32 * memory["kv_bytes_per_token"]
     assert memory["kv_bytes"] == memory["num_pages"] * memory["page_bytes"]
+    assert report["loaded"]["weight_bytes"] == memory["weight_bytes"]
+    assert memory["weight_bytes"] == report["weight_bytes"] * (1 if are_usable() else 2)
+    assert (report["dtype"], report["loaded"]["dtype"]) == ("bfloat16", LOADED)
 
 
 def test_a_refused_model_exits_with_1_and_its_reason(copy_of_demo, capsys):

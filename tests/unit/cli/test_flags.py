@@ -31,7 +31,7 @@ def parse():
 
 
 def test_every_setting_has_a_flag_with_its_own_help(parse, capsys):
-    """S79, S84, S85, S97, S98: device, parallelism, memory, batch sizes, policy, routes, CORS and keys are settings."""
+    """S79, S84, S85: device, parallelism, memory, batch sizes, policy, routes, CORS and keys are settings."""
     with pytest.raises(SystemExit) as stopped:
         parse("--help")
     assert stopped.value.code == 0

@@ -37,6 +37,11 @@ class TableLLM:
         return outputs
 
 
+def _length(tokens):
+    """What the length penalty counts: the prompt too, an end of sequence not."""
+    return len(tokens) - (tokens[-1] == EOS)
+
+
 def _best(prompt, max_tokens, *, length_penalty=1.0, ignore_eos=False, temperature=1.0):
     """Every sequence there is, ended by the first end of sequence or at `max_tokens`, best first."""
     found = {}
@@ -46,8 +51,8 @@ def _best(prompt, max_tokens, *, length_penalty=1.0, ignore_eos=False, temperatu
         total = 0.0
         for position, token in enumerate(tokens):
             total += tempered(_next([*prompt, *tokens[:position]]), temperature)[token]
-        found[tokens] = total
-    return sorted(found.items(), key=lambda item: -score(item[1], len(item[0]), length_penalty))
+        found[*prompt, *tokens] = total
+    return sorted(found.items(), key=lambda item: -score(item[1], _length(item[0]), length_penalty))
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
@@ -57,12 +62,25 @@ def test_a_beam_as_wide_as_the_space_finds_what_exhaustive_search_finds(length_p
     params = BeamSearchParams(beam_width=64, max_tokens=3, length_penalty=length_penalty, ignore_eos=ignore_eos)
     found = beam_search(TableLLM(), [1, 2], params).sequences
     expected = _best([1, 2], 3, length_penalty=length_penalty, ignore_eos=ignore_eos)[:64]
-    scores = [score(one.cum_logprob, len(one.tokens), length_penalty) for one in found]
-    assert scores == pytest.approx([score(value, len(tokens), length_penalty) for tokens, value in expected])
+    scores = [score(one.cum_logprob, _length(one.tokens), length_penalty) for one in found]
+    assert scores == pytest.approx([score(value, _length(tokens), length_penalty) for tokens, value in expected])
     assert found[0].tokens == list(expected[0][0])
     for one in found:
         assert one.finish_reason == ("stop" if one.tokens[-1] == EOS and not ignore_eos else "length")
         assert one.text == " ".join(map(str, one.tokens))
+
+
+def test_a_sequence_holds_its_prompt_and_special_tokens_as_vllms_does():
+    """S48: `tokens` and `text` are prompt and continuation; `logprobs` has an entry per token of the continuation."""
+    decoded = []
+    llm = TableLLM()
+    llm.tokenizer = SimpleNamespace(decode=lambda tokens, **options: decoded.append((tokens, options)) or "text")
+    best = beam_search(llm, [1, 2], BeamSearchParams(beam_width=2, max_tokens=3, ignore_eos=True)).sequences[0]
+    assert best.tokens[:2] == [1, 2] and len(best.tokens) == 5 and best.text == "text"
+    assert decoded[0] == (best.tokens, {"skip_special_tokens": False})
+    taken = [entry[token].logprob for token, entry in zip(best.tokens[2:], best.logprobs, strict=True)]
+    assert sum(taken) == pytest.approx(best.cum_logprob)
+    assert [len(entry) for entry in best.logprobs] == [4, 4, 4]
 
 
 def test_a_temperature_rescales_before_it_ranks():

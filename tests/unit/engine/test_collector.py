@@ -1,8 +1,14 @@
 """What users see of a request, put together from per-step tokens."""
 
+import copy
+import dataclasses
+import pickle
+import tracemalloc
+from dataclasses import replace
+
 import pytest
 
-from quire.base.outputs import FinishReason, TokenLogprobs
+from quire.base.outputs import CompletionOutput, FinishReason, TokenLogprobs
 from quire.engine import collector as module
 
 
@@ -31,6 +37,59 @@ def test_a_whole_output_stays_as_it_was_when_more_comes(collect, say):
     assert whole.text == "one two"
     assert len(whole.token_ids) == len(whole.logprobs) > len(first.token_ids)
     assert whole.cumulative_logprob == pytest.approx(-len(whole.token_ids))
+
+
+def test_what_a_whole_output_costs_does_not_grow_with_the_text_before_it(collect, say):
+    """S48: text and lists are put together when somebody reads them, not for every step."""
+    request = collect(max_tokens=20, logprobs=0)
+    sizes = []
+    for _ in range(2):
+        for _ in range(2000):
+            request.push(say(request, [300]))
+        tracemalloc.start()
+        output = request.take()
+        sizes.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(output.outputs[0].token_ids) == len(output.outputs[0].logprobs)
+    assert max(sizes) < 8000  # bytes; a list of 2,000 tokens alone has twice as many
+
+
+def test_outputs_read_late_or_out_of_order_hold_what_there_was_when_they_were_taken(collect, say):
+    request = collect()
+    taken = []
+    for piece in ("one ", "two ", "three"):
+        request.push(say(request, piece))
+        taken.append(request.take().outputs[0])
+    assert [taken[i].text for i in (2, 0, 1)] == ["one two three", "one ", "one two "]
+    sizes = [len(output.token_ids) for output in taken]
+    assert sizes == sorted(sizes) and len(set(sizes)) == 3
+
+
+def test_an_unfinished_output_can_be_copied_replaced_pickled_and_changed(collect, say):
+    """S48: it is a CompletionOutput like any other."""
+    request = collect()
+    request.push(say(request, "one "))
+    take = lambda: request.take().outputs[0]  # noqa: E731
+    expected = dataclasses.asdict(take())
+    assert expected["text"] == "one " and expected["logprobs"] is None
+    thawed = pickle.loads(pickle.dumps(take()))
+    for made in (copy.copy(take()), copy.deepcopy(take()), thawed, replace(take(), index=0)):
+        assert isinstance(made, CompletionOutput) and dataclasses.asdict(made) == expected
+    assert take() == take() and "text='one '" in repr(take())
+    changed = take()
+    changed.text = "other"
+    changed.token_ids.append(1)
+    assert (changed.text, take().text, take().token_ids) == ("other", "one ", expected["token_ids"])
+    with pytest.raises(AttributeError, match="no attribute 'texts'"):
+        take().texts  # noqa: B018
+
+
+def test_a_finished_output_is_made_once(collect, say):
+    request = collect(n=2)
+    request.push(say(request, "one", finish=FinishReason.LENGTH))
+    request.push(say(request, "x", index=1))
+    first, again = request.take().outputs[0], request.take().outputs[0]
+    assert type(first) is CompletionOutput and first is again
 
 
 def test_a_delta_names_only_the_samples_that_have_news(collect, say):

@@ -31,7 +31,7 @@ def _plan(info=None, free_bytes=GIB, **changes):
     values = {
         "max_num_seqs": 8,
         "max_num_batched_tokens": 256,
-        "dtype": "float32",
+        "weight_format": "float32",
         "kv_dtype": "float32",
         "page_size": 16,
     }

@@ -56,6 +56,32 @@ def test_small_models_get_one_thread_and_large_ones_all():
     assert (_resolve().threads, _resolve(info=big).threads) == (1, 8)
 
 
+WITH_KERNELS = dataclasses.replace(CPU, kernels="avx2")
+
+
+def test_the_cpu_kernels_hold_weights_as_the_checkpoint_does():
+    assert _resolve(WITH_KERNELS).weight_format == "bfloat16"
+    assert _resolve(WITH_KERNELS).memory.weight_bytes == 2 * INFO.num_parameters
+    assert _resolve(CPU).weight_format == "float32"
+    in_float32 = dataclasses.replace(INFO, stored_dtype="float32")
+    assert _resolve(WITH_KERNELS, in_float32).weight_format == "float32"
+
+
+def test_quantized_weights_are_counted_with_their_scales():
+    resolved = _resolve(WITH_KERNELS, quantization="int4")
+    assert resolved.weight_format == "int4"
+    assert resolved.memory.weight_bytes == int(INFO.num_parameters * (0.5 + 2 / 32))
+
+
+@pytest.mark.parametrize(
+    ("facts", "options"),
+    [(CPU, {}), (WITH_KERNELS, {"dtype": "bfloat16"}), (dataclasses.replace(WITH_KERNELS, name="cuda"), {})],
+)
+def test_quantizing_without_the_kernels_is_refused_with_the_way_out(facts, options):
+    with pytest.raises(ConfigError, match=r"quantization is int8.*Set quantization to none"):
+        _resolve(facts, quantization="int8", **options)
+
+
 def test_prefill_beside_decodes_never_exceeds_the_step():
     assert _resolve(max_num_batched_tokens=64).max_prefill_tokens_mixed == 64
     assert _resolve(max_num_seqs=2000).max_num_batched_tokens == 2000

@@ -58,7 +58,7 @@ def test_a_tied_head_has_no_slot_and_its_tensor_is_ignored(make_config, context)
     model = CausalLM(make_config(tie_word_embeddings=True), context)
     assert "lm_head.weight" not in model.weight_slots()
     assert r"(lm_head|lm_head)\.weight" in model.ignored_weights
-    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.lm_head.table.weight is model.model.embed_tokens.table.weight
 
 
 def test_renames_apply_to_path_components_and_may_drop_a_level(make_config, context):
@@ -133,11 +133,11 @@ def test_experts_are_filled_one_by_one_or_all_at_once(context):
     assert {name for slot in others.values() for name in slot.fills} == set(slots)
     whole = torch.randn(3, 8, 8)
     others["layer.mlp.experts.gate_up_proj"].load(whole)
-    before = root["layer"]["mlp"].gate_up.clone()
+    before = root["layer"]["mlp"].experts.gate_up.clone()
     for expert in range(3):
         slots[f"layer.moe.experts.{expert}.w1.weight"].load(whole[expert, :4])
         slots[f"layer.moe.experts.{expert}.w3.weight"].load(whole[expert, 4:])
-    assert torch.equal(root["layer"]["mlp"].gate_up, before)
+    assert torch.equal(root["layer"]["mlp"].experts.gate_up, before)
 
 
 def test_more_than_one_device_is_refused(make_config, make_context):

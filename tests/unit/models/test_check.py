@@ -1,12 +1,13 @@
 """`check_model` gives the right verdict for the right reason, with or without weights, and never loads torch."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
 from quire.base.errors import ConfigError
-from quire.models.check import check_model
+from quire.models.check import LoadedSizes, check_model
 
 OLMO2 = {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo2"}
 SUPPORTED = {
@@ -89,7 +90,18 @@ def test_the_report_counts_parameters_bytes_and_kv_from_the_headers(checkpoint_d
     report = check_model(checkpoint_dir.path)
     assert (report.num_parameters, report.weight_bytes, report.dtype) == (1024, 2048, "bfloat16")
     assert report.kv_bytes_per_token == 2 * 2 * 2 * 8 * 2
-    assert "weights:            2.00 KiB" in report.lines()
+    assert "weights:            stored as bfloat16: 2.00 KiB" in report.lines()
+    assert "KV cache per token: as bfloat16: 128 bytes" in report.lines()
+
+
+def test_sizes_as_stored_and_as_loaded_are_told_apart(checkpoint_dir):
+    """S10: what a plan in float32 will take is not read off the bytes of a file in bfloat16."""
+    checkpoint_dir.config().tensors("model.safetensors", {"a": (100, 10), "b": (24,)}, "BF16")
+    loaded = LoadedSizes(dtype="float32", weight_bytes=4096, kv_dtype="float16", kv_bytes_per_token=128)
+    report = dataclasses.replace(check_model(checkpoint_dir.path), loaded=loaded)
+    assert "weights:            stored as bfloat16: 2.00 KiB, loaded as float32: 4.00 KiB" in report.lines()
+    assert "KV cache per token: as bfloat16: 128 bytes, used as float16: 128 bytes" in report.lines()
+    assert report.as_dict()["loaded"]["weight_bytes"] == 4096
 
 
 def test_a_damaged_weight_file_is_a_refusal_with_its_reason(checkpoint_dir):

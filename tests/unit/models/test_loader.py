@@ -38,7 +38,7 @@ def test_every_weight_lands_where_its_name_says(checkpoint_dir, tensors):
     fused = model.model.layers[1].self_attn.qkv_proj.weight
     parts = [tensors[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
     assert torch.equal(fused, torch.cat(parts))
-    assert torch.equal(model.lm_head.weight, tensors["lm_head.weight"])
+    assert torch.equal(model.lm_head.table.weight, tensors["lm_head.weight"])
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -46,7 +46,7 @@ def test_weights_are_converted_to_the_dtype_asked_for(checkpoint_dir, tensors, s
     """S79"""
     model = load(checkpoint_dir, {name: tensor.to(stored) for name, tensor in tensors.items()}, dtype=torch.bfloat16)
     expected = tensors["lm_head.weight"].to(stored).to(torch.bfloat16)
-    assert torch.equal(model.lm_head.weight, expected)
+    assert torch.equal(model.lm_head.table.weight, expected)
 
 
 def test_an_unused_tensor_is_an_error(checkpoint_dir, tensors):
@@ -102,7 +102,7 @@ def test_a_tied_head_may_be_stored_if_it_is_the_embedding(checkpoint_dir, tensor
     checkpoint_dir.config(tie_word_embeddings=True)
     del tensors["lm_head.weight"]
     model = load(checkpoint_dir, tensors)
-    assert torch.equal(model.lm_head.weight, tensors["model.embed_tokens.weight"])
+    assert torch.equal(model.lm_head.table.weight, tensors["model.embed_tokens.weight"])
     load(checkpoint_dir, tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()})
     with pytest.raises(WeightError, match="tie_word_embeddings"):
         load(checkpoint_dir, tensors | {"lm_head.weight": torch.ones(64, 32)})
@@ -116,7 +116,7 @@ def test_shards_fill_one_model(checkpoint_dir, tensors):
         save_file({n: tensors[n] for n in names if weight_map[n] == file}, checkpoint_dir.path / file)
     checkpoint_dir.json("model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
     model = load_model(inspect_model(checkpoint_dir.path), context())
-    assert torch.equal(model.model.embed_tokens.weight, tensors["model.embed_tokens.weight"])
+    assert torch.equal(model.model.embed_tokens.table.weight, tensors["model.embed_tokens.weight"])
 
 
 def test_progress_counts_bytes_up_to_the_whole(checkpoint_dir, tensors):
@@ -155,7 +155,7 @@ def test_loading_never_holds_the_weights_twice(checkpoint_dir):
     info, peaks, before = inspect_model(checkpoint_dir.path), [], anonymous_bytes()
     model = load_model(info, context(), progress=lambda *call: peaks.append(anonymous_bytes()))
     stored = (checkpoint_dir.path / "model.safetensors").stat().st_size
-    assert model.lm_head.weight.shape == (rows, 64)
+    assert model.lm_head.table.weight.shape == (rows, 64)
     assert max(peaks) - before < 1.2 * stored
 
 
@@ -176,7 +176,7 @@ def test_a_tensor_that_stands_for_several_fills_them_all(checkpoint_dir, fused_e
     """S45: experts stored fused."""
     model = load(checkpoint_dir, fused_experts)
     name = next(name for name in fused_experts if name.endswith("layers.1.mlp.experts.gate_up_proj"))
-    assert torch.equal(model.model.layers[1].mlp.gate_up, fused_experts[name])
+    assert torch.equal(model.model.layers[1].mlp.experts.gate_up, fused_experts[name])
 
 
 def test_a_weight_given_alone_and_within_another_is_an_error(checkpoint_dir, fused_experts):

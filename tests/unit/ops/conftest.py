@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+import quire.ops.cpu.table
 import quire.ops.reference
+from quire.base.cpu_kernels import are_usable
 
 IMPLEMENTATIONS = {"reference": (quire.ops.reference, "cpu")}
+if are_usable():
+    IMPLEMENTATIONS["cpu kernels"] = (quire.ops.cpu.table, "cpu")
 """Name → module with the table's function names, and the device type it runs on."""
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

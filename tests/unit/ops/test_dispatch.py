@@ -43,6 +43,7 @@ def test_the_choice_is_made_once_per_device_and_op():
 
 
 def test_every_op_of_the_table_has_a_reference_body():
+    """But for those on packed weights, which exist for the CPU kernels alone."""
     table = [
         name
         for name, value in vars(quire.ops).items()
@@ -51,9 +52,10 @@ def test_every_op_of_the_table_has_a_reference_body():
         and not isinstance(value, SimpleNamespace)
     ]
     assert len(table) >= 12
-    assert [name for name in table if not hasattr(quire.ops.reference, name)] == []
+    plain = [name for name in table if not name.startswith("packed_")]
+    assert [name for name in plain if not hasattr(quire.ops.reference, name)] == []
 
 
 def test_the_table_runs_what_it_dispatches_to():
     x = torch.arange(4.0).reshape(2, 2)
-    assert torch.equal(quire.ops.softcap(x, 2.0), quire.ops.reference.softcap(x, 2.0))
+    assert torch.equal(quire.ops.softcap(x, 2.0), implementation("cpu", "softcap")(x, 2.0))

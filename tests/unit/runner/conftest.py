@@ -11,10 +11,12 @@ from torch import Tensor
 
 from quire.attention import select_backend
 from quire.attention.interface import AttentionPlan, AttentionSpec
+from quire.base.cpu_kernels import are_usable
 from quire.base.paging import pages_for
 from quire.base.sampling import SamplingParams
 from quire.base.step import NewRow, SampledTokens, SchedulerOutput
 from quire.models.info import KVLayerSpec
+from quire.ops.cpu.program import current_pool
 from quire.runner.device import CpuDevice
 from quire.runner.input_batch import RunnerLimits
 from quire.runner.kv_tensors import allocate
@@ -40,7 +42,7 @@ class TinyModel:
         self.embedding, self.positions = normal(VOCAB, WIDTH), normal(512, WIDTH)
         self.qkv = [normal((HEADS + 2) * HEAD_DIM, WIDTH) / 4 for _ in range(LAYERS)]
         self.out = [normal(WIDTH, HEADS * HEAD_DIM) / 2 for _ in range(LAYERS)]
-        self.backend = select_backend("cpu")
+        self.backend = select_backend("reference")
         self.spec = AttentionSpec(num_heads=HEADS, num_kv_heads=1, head_dim=HEAD_DIM, scale=HEAD_DIM**-0.5)
         self.num_tokens: list[int] = []
         """Tokens of each forward pass."""
@@ -54,7 +56,8 @@ class TinyModel:
         return self
 
     def __call__(self, token_ids: Tensor, positions: Tensor, *, kv: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
-        self.num_tokens.append(len(token_ids))
+        if not are_usable() or current_pool().recording is None:  # the attempt to record is no step
+            self.num_tokens.append(len(token_ids))
         self.before_forward()
         hidden = self.embedding[token_ids] + self.positions[positions]
         for layer, pages in enumerate(kv):
@@ -170,6 +173,17 @@ class Driver:
 
     def step(self, parts: dict[Job, int]) -> SampledTokens:
         return self.commit(parts, self.runner.launch(self.plan(parts)).wait())
+
+    def run_overlapped(self, jobs: Sequence[Job], num_steps: int) -> None:
+        """Prefill all jobs and go on for `num_steps`, each step launched before the one before is committed."""
+        parts = {job: len(job.token_ids) for job in jobs}
+        in_flight = (parts, self.runner.launch(self.plan(parts)))
+        for _ in range(num_steps):
+            parts = dict.fromkeys(jobs, 1)
+            launched = (parts, self.runner.launch(self.plan(parts)))
+            self.commit(in_flight[0], in_flight[1].wait())
+            in_flight = launched
+        self.commit(in_flight[0], in_flight[1].wait())
 
     def run(self, jobs: Sequence[Job], num_output: int, *, chunk: int = 1000) -> list[list[int]]:
         """Step all jobs together, at most `chunk` tokens of each at once, until each has its output."""

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from quire.base.cpu_kernels import are_usable
 from quire.base.errors import ConfigError
 from quire.runner import host_resources
+from quire.runner.cpu_graphs import CpuGraphs
 from quire.runner.device import CpuDevice, select_device
-from quire.runner.graphs import DirectGraphs, StepShape
+from quire.runner.graphs import DirectGraphs
 from quire.runner.input_batch import InputBatch, RunnerLimits
 from quire.runner.sampling_state import SamplingState
 from quire.runner.sizing import row_bytes
@@ -54,9 +56,14 @@ def test_threads_are_set_as_asked():
         torch.set_num_threads(before)
 
 
+def test_the_cpu_records_steps_where_the_kernels_are_built():
+    graphs = CpuDevice(threads=torch.get_num_threads()).graphs()
+    assert isinstance(graphs, CpuGraphs if are_usable() else DirectGraphs)
+
+
 def test_a_device_without_recordings_calls():
-    assert isinstance(CpuDevice(threads=torch.get_num_threads()).graphs(), DirectGraphs)
-    assert DirectGraphs().run(StepShape(1, 1), lambda: torch.tensor([5])).item() == 5
+    ids, positions = torch.tensor([5]), torch.tensor([2])
+    assert DirectGraphs().run(ids, positions, None, forward=lambda i, p, plan: i + p).item() == 7
 
 
 def test_available_memory_is_what_the_kernel_says_at_most(tmp_path):

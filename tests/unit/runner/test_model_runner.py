@@ -123,14 +123,7 @@ def test_overlapped_launches_equal_stepwise_ones(make_driver, solo, params):
     """REL-15: step n+1 is launched before the tokens of step n are known on the host."""
     driver = make_driver()
     jobs = {driver.add(row, prompt, params, seed=row): prompt for row, prompt in enumerate(PROMPTS)}
-    parts = {job: len(prompt) for job, prompt in jobs.items()}
-    in_flight = (parts, driver.runner.launch(driver.plan(parts)))
-    for _ in range(9):
-        parts = dict.fromkeys(jobs, 1)
-        launched = (parts, driver.runner.launch(driver.plan(parts)))
-        driver.commit(in_flight[0], in_flight[1].wait())
-        in_flight = launched
-    driver.commit(in_flight[0], in_flight[1].wait())
+    driver.run_overlapped(list(jobs), 9)
     for row, (job, prompt) in enumerate(jobs.items()):
         assert job.output == solo(prompt, 10, params, seed=row)
 

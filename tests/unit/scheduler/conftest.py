@@ -199,7 +199,13 @@ class Simulation:
         self.requests[name] = request
         self.live += [(name, index) for index in range(request.params.n)]
         self.take(self.scheduler.add(request))
+        self.check()
         return name
+
+    def pass_time(self, seconds: float) -> None:
+        """Let the clock jump without a step."""
+        self.clock.now += seconds
+        self.check()
 
     def step(self, *, failure: str | None = None) -> SchedulerOutput | None:
         """One turn of the engine's loop; `failure` is "launch" or "wait" to make the new step fail there."""
@@ -324,7 +330,7 @@ def _random_operation(sim: Simulation, rng: random.Random, stems: list[list[int]
         sim.abort_sample(*rng.choice(live))
         events["abort"] += 1
     elif draw < 0.32:
-        sim.clock.now += 5.0
+        sim.pass_time(5.0)
     elif draw < 0.325:
         sim.step(failure=rng.choice(["launch", "wait"]))
         events["failure"] += 1

@@ -25,6 +25,27 @@ def test_a_hundred_random_histories_end_with_solo_outputs(histories):
         assert occurred[event] >= 3, occurred
 
 
+@pytest.mark.parametrize(
+    "operate",
+    [
+        lambda s: s.add([1, 2, 3]),
+        lambda s: s.pass_time(5.0),
+        lambda s: s.abort("first"),
+        lambda s: s.abort_sample("first", 0),
+        lambda s: s.step(),
+        lambda s: s.step(failure="launch"),
+    ],
+    ids=["add", "clock", "abort", "abort one sample", "step", "failing step"],
+)
+def test_every_operation_of_a_history_ends_with_a_check(sim, operate):
+    """REL-17: books that do not balance are noticed by the operation at hand, whichever it is."""
+    s = sim(num_pages=8)
+    s.add([1, 2, 3], name="first", n=2)
+    s.cache.pool.ref_counts[7] += 1
+    with pytest.raises(AssertionError, match=r"page"):
+        operate(s)
+
+
 @pytest.mark.parametrize("seed", [2587, 2989])
 def test_a_sample_does_not_fork_from_a_page_that_is_being_copied(histories, seed):
     """S18: a resumed parent whose last page is a copy of this very step is no source of another copy in it."""

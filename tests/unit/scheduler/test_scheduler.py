@@ -73,6 +73,32 @@ def test_a_long_prefill_is_chunked_while_others_decode(sim, prompt):
     s.verify()
 
 
+def test_prompt_tokens_count_when_their_chunk_runs(sim, prompt):
+    """A request that goes half-way through its prefill counts only what ran."""
+    s = sim(max_num_batched_tokens=16)
+    name = s.add(prompt(1, 40), max_tokens=4)
+    counted = []
+    for _ in range(2):
+        s.step()
+        counted.append(s.scheduler.stats().prompt_tokens)
+    s.abort(name)
+    s.run()
+    assert counted == [16, 32] and s.scheduler.stats().prompt_tokens == 32
+
+
+def test_a_preempted_prefill_counts_each_prompt_token_once(sim, prompt):
+    """What runs again counts as recomputed, also in chunks and when it is preempted before it got as far."""
+    s = sim(num_pages=14, max_num_batched_tokens=4, max_prefill_tokens_mixed=4, enable_prefix_caching=False)
+    names = [s.add(prompt(i, 16), max_tokens=12) for i in range(3)]
+    s.run()
+    stats = s.scheduler.stats()
+    ran = sum(work.num_tokens for work in s.steps)
+    outputs = sum(len(s.tokens(name)) - 1 for name in names)  # the last one is never fed
+    assert stats.preemptions and stats.prompt_tokens == 48
+    assert stats.recomputed_tokens == ran - 48 - outputs
+    assert stats.recomputed_tokens == sum(s.last(name).metrics.num_recomputed_tokens for name in names)
+
+
 def test_a_prefill_alone_uses_the_whole_budget(sim, prompt):
     """S40: the cap does not hold when nobody decodes."""
     s = sim(num_pages=64, page_size=8, max_prefill_tokens_mixed=16, max_num_batched_tokens=128)

@@ -1,0 +1,104 @@
+"""Paged attention on the compiled CPU kernels: float32 activations, pages in float32 or bfloat16.
+
+Pages are [2, P, K, S, D] numbers, of which K pages are stored transposed, [D, S]: only this backend reads them. The
+kernel (ops/cpu/csrc/attention.cpp) says how the work is cut up and why a query's bits do not depend on its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from quire.attention.interface import AttentionBatch, AttentionPlan, AttentionSpec
+from quire.ops.cpu.library import PlanRecord
+from quire.ops.cpu.program import current_pool, empty
+from quire.ops.cpu.table import record
+
+MAX_HEAD_DIM = 256
+
+
+@dataclass(slots=True)
+class CpuPlan:
+    """A step's rows as the kernels read them; the tensors are kept because the record holds their addresses."""
+
+    record: PlanRecord
+    kept: tuple[object, ...] = field(repr=False)
+
+
+class CpuAttention:
+    """The backend of the compiled CPU kernels."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self._slopes: dict[tuple[float, ...], Tensor] = {}
+
+    def kv_shape(self, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
+        """[2, P, K, S, D], K transposed within the page."""
+        if head_dim > MAX_HEAD_DIM:
+            raise ValueError(f"head_dim is {head_dim}; the cpu attention backend takes up to {MAX_HEAD_DIM}")
+        return (2, num_pages, num_kv_heads, page_size, head_dim)
+
+    def plan(self, batch: AttentionBatch) -> CpuPlan:
+        """The rows as arrays of integers."""
+        query_lens = np.asarray(batch.query_lens, dtype=np.int64)
+        if query_lens.sum() != batch.slot_mapping.shape[0]:
+            raise ValueError(f"{query_lens.sum()} queries but {batch.slot_mapping.shape[0]} slots")
+        rows = np.stack((np.cumsum(query_lens) - query_lens, query_lens, np.asarray(batch.context_lens, np.int64)))
+        tables, slots = batch.page_tables.contiguous(), batch.slot_mapping.contiguous()
+        row_bytes = rows.strides[0]
+        values = PlanRecord(
+            num_rows=rows.shape[1],
+            page_size=batch.page_size,
+            table_stride=tables.shape[1],
+            first_tokens=rows.ctypes.data,
+            query_lens=rows.ctypes.data + row_bytes,
+            context_lens=rows.ctypes.data + 2 * row_bytes,
+            page_tables=tables.data_ptr(),
+            slots=slots.data_ptr(),
+        )
+        return CpuPlan(values, (rows, tables, slots))
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, *, kv: Tensor, spec: AttentionSpec, plan: AttentionPlan) -> Tensor:
+        """See `AttentionBackend.run`."""
+        if not isinstance(plan, CpuPlan):
+            raise TypeError(f"the cpu backend was handed a plan of {type(plan).__name__}")
+        if q.dtype != torch.float32:  # the kernels compute in float32 alone
+            return self.run(q.float(), k.float(), v.float(), kv=kv, spec=spec, plan=plan).to(q.dtype)
+        q, k, v = (_with_packed_heads(x) for x in (q, k, v))
+        out = empty(q.shape)
+        slopes = self._slopes_of(spec)
+        numbers = (
+            spec.num_heads,
+            spec.num_kv_heads,
+            spec.head_dim,
+            q.stride(0),
+            k.stride(0),
+            v.stride(0),
+            kv.shape[1],
+            int(kv.dtype == torch.bfloat16),
+            spec.window or 0,
+            int(spec.alibi_before_scale),
+        )
+        op = record("attention", (q, k, v, kv, out, slopes), numbers, (spec.scale, spec.softcap or 0.0))
+        current_pool().submit_per_token(op, q.shape[0], plan.record)
+        return out
+
+    def _slopes_of(self, spec: AttentionSpec) -> Tensor | None:
+        values = spec.alibi_slopes
+        if values is None:
+            return None
+        if values not in self._slopes:
+            # By way of numpy: torch.tensor would look to a recording like a computation that it cannot replay.
+            self._slopes[values] = torch.from_numpy(np.array(values, dtype=np.float32))
+        return self._slopes[values]
+
+
+def _with_packed_heads(x: Tensor) -> Tensor:
+    """x [T, H, D] with the numbers of a token's heads one after the other; tokens may lie apart."""
+    if x.stride(2) == 1 and (x.shape[1] == 1 or x.stride(1) == x.shape[2]):
+        return x
+    return x.contiguous()

@@ -1,0 +1,263 @@
+// Operations on each row by itself: norms, rotary positions, activations, table lookups, the largest logit.
+#include <cmath>
+#include <limits>
+
+#include "kernels.h"
+#include "packed.h"
+#include "vec.h"
+
+namespace quire {
+namespace QUIRE_ISA {
+namespace {
+
+const float* input(const Op& op, int at) { return static_cast<const float*>(op.p[at]); }
+float* output(const Op& op, int at) { return static_cast<float*>(op.p[at]); }
+
+// Rows come in groups (the heads of a token): row r begins at base + r / group * stride + r % group * inner.
+struct Rows {
+  int64_t group, stride, inner;
+  int64_t at(int64_t row) const { return row / group * stride + row % group * inner; }
+};
+
+float sum_of_squares(const float* x, int64_t n) {
+  V16 sum = zero();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    V16 v = load_part(x + i, n - i);
+    sum = fma(v, v, sum);
+  }
+  return sum_of(sum);
+}
+
+enum Kind : int64_t { kSilu, kRelu, kGelu, kGeluTanh, kGeluQuick };
+
+// erf by Abramowitz and Stegun 7.1.26 is too coarse for float32; libm's is exact and only a few old models need it.
+V16 gelu(V16 x) {
+  float lanes[kLanes];
+  store(lanes, x);
+  for (float& v : lanes) v = 0.5f * v * (1.0f + std::erf(v * 0.70710678118654752f));
+  return load(lanes);
+}
+
+V16 sigmoid(V16 x) { return splat(1.0f) / (splat(1.0f) + exp(zero() - x)); }
+
+V16 activated(V16 x, int64_t kind) {
+  switch (kind) {
+    case kSilu:
+      return x * sigmoid(x);
+    case kRelu:
+      return max(zero(), x);
+    case kGelu:
+      return gelu(x);
+    case kGeluTanh: {
+      V16 inner = splat(0.79788456080286536f) * fma(splat(0.044715f) * x * x, x, x);
+      return splat(0.5f) * x * (splat(1.0f) + tanh(inner));
+    }
+    default:
+      return x * sigmoid(splat(1.702f) * x);
+  }
+}
+
+}  // namespace
+
+// p ids int64, table, out; n size E, format, out row stride, first row (OPT's offset); f scale.
+void embedding(const Op& op, const Context& c) {
+  const int64_t* ids = static_cast<const int64_t*>(op.p[0]);
+  int64_t size = op.n[0], format = op.n[1];
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  V16 scale = splat(op.f[0]);
+  for (int64_t t = share.from; t < share.to; ++t) {
+    int64_t row = ids[t] + op.n[3];
+    float* out = output(op, 2) + t * op.n[2];
+    if (format < 0) {  // a plain table of rows
+      const float* from = input(op, 1) + row * size;
+      for (int64_t i = 0; i < size; i += kLanes) store_part(out + i, load_part(from + i, size - i) * scale, size - i);
+      continue;
+    }
+    const char* panel = static_cast<const char*>(op.p[1]) + row / kPanel * panel_bytes(format, size);
+    int64_t lane = row % kPanel;
+    for (int64_t i = 0; i < size; ++i) {
+      float value;
+      if (format == kFloat32) {
+        value = reinterpret_cast<const float*>(panel)[i * kPanel + lane];
+      } else if (format == kBfloat16) {
+        value = bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[i * kPanel + bf16_lane(lane)]);
+      } else if (format == kInt8) {
+        const char* block = panel + i / kInt8Group * kInt8Block;
+        int64_t k = i % kInt8Group;
+        const float* scales = reinterpret_cast<const float*>(block + kInt8Group * kPanel);
+        value = float(reinterpret_cast<const int8_t*>(block)[k / 2 * 2 * kPanel + lane * 2 + k % 2]) * scales[lane];
+      } else {
+        const char* block = panel + i / kInt4Group * kInt4Block;
+        int64_t k = i % kInt4Group, word = k / 8 * 2 * kPanel + lane * 2 + k % 2;
+        const uint16_t* words = reinterpret_cast<const uint16_t*>(block);
+        const uint16_t* scales = words + kInt4Group * kPanel / 4;
+        value = float(int(words[word] >> (k / 2 % 4 * 4) & 15) - 8) * bf16_to_float(scales[lane]);
+      }
+      out[i] = value * op.f[0];
+    }
+  }
+}
+
+// p x, residual or null, weight, out, sum out or null; n size, group, x stride, x inner, out stride, out inner,
+// plus_one; f eps. With a residual: s = x + residual is stored too and normalised.
+void rms_norm(const Op& op, const Context& c) {
+  int64_t size = op.n[0];
+  Rows from{op.n[1], op.n[2], op.n[3]}, to{op.n[1], op.n[4], op.n[5]};
+  const float* weight = input(op, 2);
+  V16 one = splat(op.n[6] ? 1.0f : 0.0f);
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  for (int64_t row = share.from; row < share.to; ++row) {
+    const float* x = input(op, 0) + from.at(row);
+    float* out = output(op, 3) + to.at(row);
+    if (op.p[1]) {
+      const float* residual = input(op, 1) + row * size;
+      float* sum = output(op, 4) + row * size;
+      for (int64_t i = 0; i < size; i += kLanes)
+        store_part(sum + i, load_part(x + i, size - i) + load_part(residual + i, size - i), size - i);
+      x = sum;
+    }
+    V16 factor = splat(1.0f / std::sqrt(sum_of_squares(x, size) / float(size) + op.f[0]));
+    for (int64_t i = 0; i < size; i += kLanes)
+      store_part(out + i, load_part(x + i, size - i) * factor * (load_part(weight + i, size - i) + one), size - i);
+  }
+}
+
+// p x, weight or null, bias or null, out; n size, group, x stride, x inner, out stride, out inner; f eps.
+void layer_norm(const Op& op, const Context& c) {
+  int64_t size = op.n[0];
+  Rows from{op.n[1], op.n[2], op.n[3]}, to{op.n[1], op.n[4], op.n[5]};
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  for (int64_t row = share.from; row < share.to; ++row) {
+    const float* x = input(op, 0) + from.at(row);
+    float* out = output(op, 3) + to.at(row);
+    V16 total = zero();
+    for (int64_t i = 0; i < size; i += kLanes) total = total + load_part(x + i, size - i);
+    float mean = sum_of(total) / float(size);
+    float squares = 0;
+    for (int64_t i = 0; i < size; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    V16 factor = splat(1.0f / std::sqrt(squares / float(size) + op.f[0]));
+    for (int64_t i = 0; i < size; i += kLanes) {
+      V16 y = (load_part(x + i, size - i) - splat(mean)) * factor;
+      if (op.p[1]) y = y * load_part(input(op, 1) + i, size - i);
+      if (op.p[2]) y = y + load_part(input(op, 2) + i, size - i);
+      store_part(out + i, y, size - i);
+    }
+  }
+}
+
+// p x, cos, sin, out; n heads, head size, pairs N, x stride, out stride, interleaved; one row per token.
+// A pair (a, b) becomes (a cos - b sin, b cos + a sin).
+void rope(const Op& op, const Context& c) {
+  int64_t heads = op.n[0], size = op.n[1], pairs = op.n[2];
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  for (int64_t t = share.from; t < share.to; ++t) {
+    const float *cos = input(op, 1) + t * pairs, *sin = input(op, 2) + t * pairs;
+    for (int64_t h = 0; h < heads; ++h) {
+      const float* x = input(op, 0) + t * op.n[3] + h * size;
+      float* out = output(op, 3) + t * op.n[4] + h * size;
+      if (op.n[5]) {
+        for (int64_t i = 0; i < pairs; ++i) {
+          float a = x[2 * i], b = x[2 * i + 1];
+          out[2 * i] = a * cos[i] - b * sin[i];
+          out[2 * i + 1] = b * cos[i] + a * sin[i];
+        }
+      } else {
+        for (int64_t i = 0; i < pairs; i += kLanes) {
+          int64_t left = pairs - i;
+          V16 a = load_part(x + i, left), b = load_part(x + pairs + i, left);
+          V16 co = load_part(cos + i, left), si = load_part(sin + i, left);
+          store_part(out + i, a * co - b * si, left);
+          store_part(out + pairs + i, b * co + a * si, left);
+        }
+      }
+      for (int64_t i = 2 * pairs; i < size; ++i) out[i] = x[i];
+    }
+  }
+}
+
+// p x, out; n size, kind, x stride, out stride.
+void activation(const Op& op, const Context& c) {
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  for (int64_t row = share.from; row < share.to; ++row)
+    for (int64_t i = 0; i < op.n[0]; i += kLanes) {
+      int64_t left = op.n[0] - i;
+      V16 x = load_part(input(op, 0) + row * op.n[2] + i, left);
+      store_part(output(op, 1) + row * op.n[3] + i, activated(x, op.n[1]), left);
+    }
+}
+
+// p x = gate | up, out; n size F, kind, x stride, out stride.
+void gated_activation(const Op& op, const Context& c) {
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  for (int64_t row = share.from; row < share.to; ++row) {
+    const float* gate = input(op, 0) + row * op.n[2];
+    for (int64_t i = 0; i < op.n[0]; i += kLanes) {
+      int64_t left = op.n[0] - i;
+      V16 y = activated(load_part(gate + i, left), op.n[1]) * load_part(gate + op.n[0] + i, left);
+      store_part(output(op, 1) + row * op.n[3] + i, y, left);
+    }
+  }
+}
+
+// p x, out; n size; f cap: cap tanh(x / cap).
+void softcap(const Op& op, const Context& c) {
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  V16 cap = splat(op.f[0]);
+  for (int64_t i = share.from * op.n[0]; i < share.to * op.n[0]; i += kLanes) {
+    int64_t left = share.to * op.n[0] - i;
+    store_part(output(op, 1) + i, cap * tanh(load_part(input(op, 0) + i, left) / cap), left);
+  }
+}
+
+// p x, y, out; n size.
+void add(const Op& op, const Context& c) {
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  for (int64_t i = share.from * op.n[0]; i < share.to * op.n[0]; i += kLanes) {
+    int64_t left = share.to * op.n[0] - i;
+    store_part(output(op, 2) + i, load_part(input(op, 0) + i, left) + load_part(input(op, 1) + i, left), left);
+  }
+}
+
+// p logits, ids out int64, values out; n V, row stride. The lowest id of equal ones; a NaN anywhere makes the value NaN.
+void greedy(const Op& op, const Context& c) {
+  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+  for (int64_t row = share.from; row < share.to; ++row) {
+    const float* x = input(op, 0) + row * op.n[1];
+    float best = -std::numeric_limits<float>::infinity();
+    bool has_nan = false;
+    int64_t at = 0, size = op.n[0], start = 0;
+    for (; start < size; start += 256) {
+      int64_t stop = start + 256 < size ? start + 256 : size;
+      V16 largest = splat(-std::numeric_limits<float>::infinity()), sum = zero();
+      int64_t i = start;
+      for (; i + kLanes <= stop; i += kLanes) {
+        V16 v = load(x + i);
+        largest = max(v, largest);
+        sum = sum + (v - v);  // NaN where v is NaN or infinite
+      }
+      float found = max_of(largest);
+      bool odd = !(sum_of(sum) == 0.0f);
+      for (; i < stop; ++i) {
+        found = x[i] > found ? x[i] : found;
+        odd = odd || !(x[i] - x[i] == 0.0f);
+      }
+      if (odd)
+        for (int64_t j = start; j < stop; ++j) {
+          has_nan = has_nan || x[j] != x[j];
+          found = x[j] > found ? x[j] : found;
+        }
+      if (!(found > best)) continue;
+      best = found;
+      for (int64_t j = start; j < stop; ++j)
+        if (x[j] == best) {
+          at = j;
+          break;
+        }
+    }
+    static_cast<int64_t*>(op.p[1])[row] = at;
+    output(op, 2)[row] = has_nan ? std::numeric_limits<float>::quiet_NaN() : best;
+  }
+}
+
+}  // namespace QUIRE_ISA
+}  // namespace quire

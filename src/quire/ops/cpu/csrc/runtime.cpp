@@ -1,0 +1,278 @@
+// The thread pool, the choice of an instruction set, and the C interface that Python calls.
+//
+// One call runs a whole list of operations: threads enter it once and meet after each operation. Between calls they
+// look for work for a moment and then sleep, so an idle engine costs nothing and other processes get the cores.
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+#include "op.h"
+#include "packed.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#define QUIRE_PAUSE() _mm_pause()
+#elif defined(__aarch64__)
+#define QUIRE_PAUSE() asm volatile("yield")
+#else
+#define QUIRE_PAUSE()
+#endif
+
+namespace quire {
+
+namespace portable {
+extern const KernelTable table;
+}
+#ifdef QUIRE_HAS_AVX2
+namespace avx2 {
+extern const KernelTable table;
+}
+#endif
+#ifdef QUIRE_HAS_AVX512
+namespace avx512 {
+extern const KernelTable table;
+}
+#endif
+
+namespace {
+
+// Turns of a waiting loop before the core is offered to others: a few microseconds.
+constexpr int kTurnsBeforeYield = 4000;
+// Yields between calls before a thread goes to sleep: some tens of microseconds when nobody else wants the core.
+constexpr int kYieldsBeforeSleep = 100;
+
+std::vector<const KernelTable*> usable_tables() {
+  std::vector<const KernelTable*> found;
+#ifdef QUIRE_HAS_AVX512
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    found.push_back(&avx512::table);
+#endif
+#ifdef QUIRE_HAS_AVX2
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+    found.push_back(&avx2::table);
+#endif
+  found.push_back(&portable::table);
+  return found;
+}
+
+struct FreeMemory {
+  void operator()(char* p) const { std::free(p); }
+};
+using Memory = std::unique_ptr<char, FreeMemory>;
+
+Memory allocate(size_t bytes) {
+  char* p = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+  if (!p) throw std::bad_alloc();
+  return Memory(p);
+}
+
+}  // namespace
+
+void Barrier::wait(std::atomic<int64_t>* counter) {
+  if (threads_ == 1) {
+    counter->store(0, std::memory_order_relaxed);
+    return;
+  }
+  uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    counter->store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int turn = 0; phase_.load(std::memory_order_acquire) == phase; ++turn) {
+    QUIRE_PAUSE();
+    // The thread that is missing may be waiting for this very core.
+    if (turn > kTurnsBeforeYield) std::this_thread::yield();
+  }
+}
+
+class Engine {
+ public:
+  Engine(int threads, const KernelTable* table) : table_(table), threads_(threads), barrier_(threads) {
+    for (int i = 0; i < threads; ++i) locals_.push_back(allocate(kLocalScratch));
+    shared_size_ = kLocalScratch;
+    shared_ = allocate(shared_size_);
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { serve(i); });
+    } catch (...) {
+      stop();
+      throw;
+    }
+  }
+
+  ~Engine() { stop(); }
+
+  void run(const Op* ops, int64_t count, int64_t tokens, const Plan* plan) {
+    if (count == 0) return;
+    std::lock_guard<std::mutex> turn(one_caller_);
+    size_t need = kLocalScratch;
+    for (int64_t i = 0; i < count; ++i) {
+      size_t bytes = table_->shared_scratch(ops[i], tokens);
+      need = bytes > need ? bytes : need;
+    }
+    if (need > shared_size_) {
+      shared_.reset();
+      shared_size_ = 0;
+      shared_ = allocate(need);
+      shared_size_ = need;
+    }
+    job_ = {ops, count, tokens, plan, nullptr};
+    everyone();
+  }
+
+  void pack(const PackJob& job) {
+    std::lock_guard<std::mutex> turn(one_caller_);
+    job_ = {nullptr, 0, 0, nullptr, &job};
+    everyone();
+  }
+
+  const KernelTable* table() const { return table_; }
+
+ private:
+  struct Work {
+    const Op* ops;
+    int64_t count, tokens;
+    const Plan* plan;
+    const PackJob* pack;
+  };
+
+  void stop() {
+    stopping_.store(true);
+    wake();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  void everyone() {
+    counter_.store(0, std::memory_order_relaxed);
+    if (threads_ > 1) wake();
+    part(0);
+    // The last meeting of the region is its end: all have done their part.
+  }
+
+  void wake() {
+    // In one order with the sleeper's: it counts itself, then looks. One of the two sees the other.
+    generation_.fetch_add(1, std::memory_order_seq_cst);
+    if (sleepers_.load(std::memory_order_seq_cst) > 0) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      condition_.notify_all();
+    }
+  }
+
+  void part(int thread) {
+    // After the last meeting the caller may write the next job, so this one is copied.
+    const Work job = job_;
+    Context context{thread,    threads_,      job.tokens,                    job.plan, &barrier_,
+                    &counter_, shared_.get(), locals_[size_t(thread)].get()};
+    if (job.pack) {
+      table_->pack(*job.pack, thread, threads_);
+      context.meet();
+    }
+    for (int64_t i = 0; i < job.count; ++i) {
+      table_->kernels[job.ops[i].kind](job.ops[i], context);
+      context.meet();
+    }
+  }
+
+  void serve(int thread) {
+    uint32_t seen = 0;
+    for (;;) {
+      seen = next_generation(seen);
+      if (stopping_.load()) return;
+      part(thread);
+    }
+  }
+
+  uint32_t next_generation(uint32_t seen) {
+    for (int yields = 0; yields < kYieldsBeforeSleep; ++yields) {
+      for (int turn = 0; turn < 200; ++turn) {
+        uint32_t now = generation_.load(std::memory_order_acquire);
+        if (now != seen) return now;
+        QUIRE_PAUSE();
+      }
+      std::this_thread::yield();
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    sleepers_.fetch_add(1, std::memory_order_seq_cst);
+    condition_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != seen; });
+    sleepers_.fetch_sub(1, std::memory_order_seq_cst);
+    return generation_.load(std::memory_order_acquire);
+  }
+
+  const KernelTable* table_;
+  const int threads_;
+  Barrier barrier_;
+  std::atomic<int64_t> counter_{0};
+  std::atomic<uint32_t> generation_{0};
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stopping_{false};
+  std::mutex one_caller_;  // callers from several threads take turns
+  std::mutex mutex_;
+  std::condition_variable condition_;
+  Work job_{};
+  size_t shared_size_ = 0;
+  Memory shared_;
+  std::vector<Memory> locals_;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace quire
+
+// ---- what Python calls; the caller keeps all memory alive
+
+#define QUIRE_API __attribute__((visibility("default")))
+
+extern "C" {
+
+QUIRE_API int64_t quire_op_bytes() { return int64_t(sizeof(quire::Op)); }
+
+// The names of the instruction sets this machine can run, best first, separated by spaces.
+QUIRE_API int64_t quire_instruction_sets(char* out, int64_t size) {
+  int64_t at = 0;
+  for (const quire::KernelTable* table : quire::usable_tables()) {
+    int64_t length = int64_t(std::strlen(table->name));
+    if (at + length + 2 > size) break;
+    if (at) out[at++] = ' ';
+    std::memcpy(out + at, table->name, size_t(length));
+    at += length;
+  }
+  out[at] = 0;
+  return at;
+}
+
+// Null when memory or threads are not to be had, or the instruction set is not usable here; empty means the best.
+QUIRE_API void* quire_engine_new(int64_t threads, const char* name) {
+  for (const quire::KernelTable* table : quire::usable_tables()) {
+    if (*name && std::strcmp(name, table->name)) continue;
+    try {
+      return new quire::Engine(int(threads), table);
+    } catch (...) {
+      return nullptr;
+    }
+  }
+  return nullptr;
+}
+
+QUIRE_API void quire_engine_free(void* engine) { delete static_cast<quire::Engine*>(engine); }
+
+// 0, or 1 when scratch memory is not to be had.
+QUIRE_API int64_t quire_run(void* engine, const quire::Op* ops, int64_t count, int64_t tokens, const quire::Plan* plan) {
+  try {
+    static_cast<quire::Engine*>(engine)->run(ops, count, tokens, plan);
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+QUIRE_API void quire_pack(void* engine, const quire::PackJob* job) { static_cast<quire::Engine*>(engine)->pack(*job); }
+
+QUIRE_API int64_t quire_panel_bytes(int64_t format, int64_t k) { return quire::panel_bytes(format, k); }
+}

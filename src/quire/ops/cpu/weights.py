@@ -1,0 +1,58 @@
+"""Weight matrices packed into the panels that the kernels stream (csrc/packed.h). Knows layouts, not layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quire.ops.cpu.library import PackRecord, load_library
+from quire.ops.cpu.program import current_pool
+
+FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+"""Names of the packed formats and their numbers in csrc/op.h."""
+_SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_PANEL = 16
+_ALIGNMENT = 64
+
+
+def packed_bytes(rows: int, columns: int, weight_format: str) -> int:
+    """Bytes of a packed matrix."""
+    groups = {"int8": (64, 64 * _PANEL + 4 * _PANEL), "int4": (32, 32 * _PANEL // 2 + 2 * _PANEL)}
+    panels = -(-rows // _PANEL)
+    if weight_format in groups:
+        size, block = groups[weight_format]
+        return panels * -(-columns // size) * block
+    return panels * columns * _PANEL * {"float32": 4, "bfloat16": 2}[weight_format]
+
+
+class PackedMatrix:
+    """A matrix [rows, columns] of a linear layer or a token table, or `count` of them, each in whole panels."""
+
+    def __init__(self, rows: int, columns: int, weight_format: str, *, count: int = 1) -> None:
+        library = load_library()
+        assert library is not None, "packing needs the compiled kernels"
+        self.rows, self.columns, self.weight_format, self.count = rows, columns, weight_format, count
+        size = count * packed_bytes(rows, columns, weight_format)
+        per_panel = library.quire_panel_bytes(FORMATS[weight_format], columns)
+        assert size == count * per_panel * -(-rows // _PANEL), "csrc/packed.h and this file disagree"
+        # The kernels load whole lines; the last panel's missing columns are zeros.
+        storage = torch.zeros(size + _ALIGNMENT, dtype=torch.uint8)
+        start = -storage.data_ptr() % _ALIGNMENT
+        self.storage = storage[start : start + size]
+
+    def fill(self, tensor: Tensor, first_row: int, *, index: int = 0) -> None:
+        """Pack `tensor` [n, columns] as the rows from `first_row` on, of matrix `index`."""
+        if tensor.dtype not in _SOURCES:
+            tensor = tensor.float()
+        job = PackRecord(
+            source=tensor.data_ptr(),
+            source_type=_SOURCES[tensor.dtype],
+            source_stride=tensor.stride(0),
+            column_stride=tensor.stride(1),
+            rows=tensor.shape[0],
+            k=self.columns,
+            packed=self.storage.data_ptr(),
+            format=FORMATS[self.weight_format],
+            first_row=index * -(-self.rows // _PANEL) * _PANEL + first_row,
+        )
+        current_pool().pack(job)

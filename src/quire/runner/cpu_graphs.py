@@ -1,0 +1,146 @@
+"""Recorded forward passes on the CPU kernels: a step is then one call into C++, without Python between its ops.
+
+A recording serves every step of up to its capacity in tokens. A model whose forward pass holds an operation that the
+kernels do not have cannot be recorded; it runs op by op, and the log says which operation it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from quire.attention.cpu import CpuPlan
+from quire.attention.interface import AttentionPlan
+from quire.ops.cpu.program import NotReplayableError, Recording, current_pool
+from quire.runner.graphs import Forward
+
+logger = logging.getLogger(__name__)
+
+_SMALL = 64
+"""Tokens of the recording for decode steps: small, so that its memory stays in the cache."""
+_ALLOCATIONS = {"from_numpy"}
+"""How a recording makes its own tensors."""
+_OPERATORS = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+)
+_CHANGES = {"__setitem__", "__set__", *(f"__i{name}__" for name in _OPERATORS)}
+"""Functions that write into a tensor they are given, besides those whose names end in one underscore."""
+_READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__array__", "__contains__"}
+_READS |= {"__bool__", "__int__", "__float__", "__complex__", "__index__"}
+"""Functions whose results depend on numbers and are no tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A recording with the tensors it reads its inputs from and leaves its result in."""
+
+    recording: Recording
+    token_ids: Tensor
+    positions: Tensor
+    hidden: Tensor
+
+
+class CpuGraphs:
+    """Recordings by capacity, made when a step first needs one."""
+
+    def __init__(self) -> None:
+        self._recorded: dict[int, _Recorded] = {}
+        self._is_refused = False
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether the last forward passes were replays, or none came yet."""
+        return not self._is_refused
+
+    def run(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward) -> Tensor:
+        """See `StepGraphs.run`."""
+        if self._is_refused or not isinstance(plan, CpuPlan):
+            return forward(token_ids, positions, plan)
+        tokens = token_ids.shape[0]
+        capacity = max(_SMALL, 1 << (tokens - 1).bit_length())
+        recorded = self._recorded.get(capacity) or self._record(capacity, plan, forward)
+        if recorded is None:
+            return forward(token_ids, positions, plan)
+        recorded.token_ids[:tokens] = token_ids
+        recorded.positions[:tokens] = positions
+        recorded.recording.replay(current_pool(), tokens, plan.record)
+        return recorded.hidden[:tokens]
+
+    def _record(self, capacity: int, plan: CpuPlan, forward: Forward) -> _Recorded | None:
+        pool, recording = current_pool(), Recording(capacity)
+        token_ids, positions = (torch.zeros(capacity, dtype=torch.int64) for _ in range(2))
+        pool.start(recording)
+        try:
+            with _ForeignOps():
+                hidden = forward(token_ids, positions, plan)
+            if not recording.owns(hidden):
+                raise NotReplayableError("what it returns is not the result of an op")
+        except NotReplayableError as reason:
+            self._is_refused = True
+            logger.info("forward passes run op by op: %s", reason)
+            return None
+        finally:
+            pool.stop()
+        recording.finish()
+        self._recorded[capacity] = _Recorded(recording, token_ids, positions, hidden)
+        return self._recorded[capacity]
+
+
+class _ForeignOps(TorchFunctionMode):
+    """Stops at the first torch function that computes, allocates or reads numbers: a replay would leave it out.
+
+    What only looks at a tensor's form, or makes a view of it, may stay. (A dispatch mode would see the same at a lower
+    level, but entering one imports torch's compiler, which takes longer than loading a model.)
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run `func`, unless it changes or reads numbers; raises NotReplayableError where it made any."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        if name in _ALLOCATIONS:
+            return func(*args, **kwargs)
+        in_place = name.endswith("_") and not name.endswith("__")
+        if in_place or name in _CHANGES or name in _READS or kwargs.get("inplace") or kwargs.get("out") is not None:
+            _refuse(name)
+        try:
+            result = func(*args, **kwargs)
+        except (RuntimeError, IndexError, ValueError) as error:  # it met numbers that no op has computed yet
+            _refuse(name, error)
+        known = {_storage(x) for x in _tensors([*args, *kwargs.values()])}
+        if any(_storage(x) not in known for x in _tensors([result])):
+            _refuse(name)
+        return result
+
+
+def _refuse(name: str, cause: Exception | None = None) -> NoReturn:
+    raise NotReplayableError(f"torch's {name} is no op of the CPU kernels") from cause
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
