@@ -46,14 +46,18 @@ class Level(NamedTuple):
     features: frozenset[str]
 
 
-# GCC warns of its own AVX-512 header.
+def _avx512(name: str, *more: str) -> Level:
+    features = ("avx512f", "avx512bw", "avx512dq", "avx512vl", *more)
+    # GCC warns of its own AVX-512 header.
+    flags = (*("-m" + feature.replace("_", "") for feature in features), "-mfma", "-mf16c", "-Wno-maybe-uninitialized")
+    return Level(name, flags, frozenset(features))
+
+
 X86_LEVELS = (
     Level("avx2", ("-mavx2", "-mfma", "-mf16c"), frozenset({"avx2", "fma", "f16c"})),
-    Level(
-        "avx512",
-        ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-Wno-maybe-uninitialized"),
-        frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
-    ),
+    _avx512("avx512"),
+    _avx512("avx512vnni", "avx512_vnni"),
+    _avx512("avx512bf16", "avx512_vnni", "avx512_bf16"),
 )
 PORTABLE = Level("portable", (), frozenset())
 

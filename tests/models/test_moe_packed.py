@@ -71,14 +71,16 @@ def test_narrower_experts_stay_close(harness, few_prompts, path, weight_format, 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
 def test_experts_take_the_bytes_that_the_memory_plan_counts(path, weight_format):
-    """But for the rows and groups that sizes this small leave unfilled, and the router, which is never narrowed."""
+    """But for the rows, groups and lines that sizes this small leave unfilled; the router is never narrowed."""
     model = load(path, weight_format)
     experts = [matrix for matrix in matrices(model) if matrix.count > 1]
     assert {matrix.weight_format for matrix in experts} == {weight_format}
-    group = {"int8": 64, "int4": 32}.get(weight_format, 1)
     for matrix in experts:
-        rows, columns = -(-matrix.rows // 16) * 16, -(-matrix.columns // group) * group
-        assert matrix.storage.numel() == int(matrix.count * rows * columns * WEIGHT_BYTES[weight_format])
+        panels, groups = -(-matrix.rows // 16), -(-matrix.columns // 32)
+        unfilled = panels * 32 * (groups % 2) if weight_format in ("int8", "int4") else 0
+        filled = panels * 16 * (groups * 32 if "int" in weight_format else matrix.columns)
+        expected = matrix.count * (filled * WEIGHT_BYTES[weight_format] + unfilled)
+        assert matrix.storage.numel() == expected
     assert model.model.layers[-1].mlp.gate.matrix.weight_format == "float32"
 
 

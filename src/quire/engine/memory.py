@@ -15,8 +15,8 @@ from quire.models.info import ModelInfo
 from quire.runner.sizing import page_bytes, row_bytes
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-WEIGHT_BYTES = ITEMSIZE | {"int8": 1 + 4 / 64, "int4": 0.5 + 2 / 32}
-"""Bytes per weight by format; quantized ones share a scale in groups of 64 and 32."""
+WEIGHT_BYTES = ITEMSIZE | {"bfloat16_dot": 2, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}
+"""Bytes per weight by format; quantized ones share a scale in groups of 32."""
 _AUTO_SHARE = 0.5
 """Share of what is left after weights and workspace that the cache takes when no budget is given: the machine is not
 ours alone."""

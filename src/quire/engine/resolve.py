@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quire.base.config import EngineConfig
+from quire.base.cpu_kernels import BF16_DOTS, REFERENCE
 from quire.base.errors import ConfigError
 from quire.engine.memory import MemoryPlan, MemoryRequest, plan_memory
 from quire.models.info import ModelInfo
@@ -35,13 +36,13 @@ class DeviceFacts:
     auto_dtype: str
     free_bytes: int
     threads: int
-    kernels: str = "reference"
+    kernels: str = REFERENCE
     """What ops run on: an instruction set of the compiled CPU kernels, or the reference ops in torch."""
 
     @property
     def has_cpu_kernels(self) -> bool:
         """Whether compiled CPU kernels run here."""
-        return self.name == "cpu" and self.kernels != "reference"
+        return self.name == "cpu" and self.kernels != REFERENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +101,8 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
     """
     max_num_seqs, max_num_batched_tokens = _step_limits(config, facts)
     dtype = facts.auto_dtype if config.model.dtype == "auto" else config.model.dtype
-    kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else config.cache.kv_cache_dtype
     weight_format = _weight_format(config, info, facts, dtype)
+    kv_dtype = _kv_dtype(config, info, facts, dtype)
     _check_model_settings(config, info)
     request = MemoryRequest(
         max_num_seqs=max_num_seqs,
@@ -163,10 +164,27 @@ def _auto_threads(facts: DeviceFacts, memory: MemoryPlan) -> int:
     return facts.threads if memory.weight_bytes >= _PARALLEL_BYTES else 1
 
 
+def _can_pack(info: ModelInfo, facts: DeviceFacts, dtype: str) -> bool:
+    """Whether weights go into the formats of the compiled CPU kernels."""
+    return facts.has_cpu_kernels and dtype == "float32" and info.implementation == "native"
+
+
+def _kv_dtype(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dtype: str) -> str:
+    """Precision of K and V: where nothing else is asked for, the compiled CPU kernels keep a checkpoint's bfloat16."""
+    asked = config.cache.kv_cache_dtype
+    if asked != "auto":
+        return asked
+    is_narrow = config.model.dtype == "auto" and info.stored_dtype == "bfloat16" and _can_pack(info, facts, dtype)
+    return "bfloat16" if is_narrow else dtype
+
+
 def _weight_format(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dtype: str) -> str:
-    """How weights are held. The CPU kernels widen bfloat16 as they read it, so a checkpoint in it stays as it is."""
+    """How weights are held. The CPU kernels take bfloat16 as it is in the checkpoint.
+
+    Where the processor multiplies pairs of bfloat16, inputs are rounded to it as well, unless float32 was asked for.
+    """
     asked = config.model.quantization
-    can_pack = facts.has_cpu_kernels and dtype == "float32" and info.implementation == "native"
+    can_pack = _can_pack(info, facts, dtype)
     if asked != "none":
         if not can_pack:
             raise ConfigError(
@@ -176,7 +194,9 @@ def _weight_format(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dt
                 f"Set quantization to none"
             )
         return asked
-    return "bfloat16" if can_pack and info.stored_dtype == "bfloat16" else dtype
+    if not can_pack or info.stored_dtype != "bfloat16":
+        return dtype
+    return "bfloat16_dot" if config.model.dtype == "auto" and facts.kernels in BF16_DOTS else "bfloat16"
 
 
 def _check_model_settings(config: EngineConfig, info: ModelInfo) -> None:

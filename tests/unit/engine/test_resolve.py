@@ -67,6 +67,22 @@ def test_the_cpu_kernels_hold_weights_as_the_checkpoint_does():
     assert _resolve(WITH_KERNELS, in_float32).weight_format == "float32"
 
 
+def test_products_are_of_bfloat16_where_the_processor_has_them_unless_float32_is_asked_for():
+    facts = dataclasses.replace(WITH_KERNELS, kernels="avx512bf16")
+    assert _resolve(facts).weight_format == "bfloat16_dot"
+    assert _resolve(facts).memory.weight_bytes == 2 * INFO.num_parameters
+    assert _resolve(facts, dtype="float32").weight_format == "bfloat16"
+    assert _resolve(facts, dataclasses.replace(INFO, stored_dtype="float32")).weight_format == "float32"
+
+
+def test_the_cpu_kernels_keep_k_and_v_in_a_checkpoints_bfloat16():
+    assert _resolve(WITH_KERNELS).kv_cache_dtype == "bfloat16"
+    assert _resolve(WITH_KERNELS, quantization="int8").kv_cache_dtype == "bfloat16"
+    assert _resolve(WITH_KERNELS, dtype="float32").kv_cache_dtype == "float32"
+    assert _resolve(WITH_KERNELS, kv_cache_dtype="float32").kv_cache_dtype == "float32"
+    assert _resolve(CPU).kv_cache_dtype == "float32"
+
+
 def test_quantized_weights_are_counted_with_their_scales():
     resolved = _resolve(WITH_KERNELS, quantization="int4")
     assert resolved.weight_format == "int4"

@@ -20,8 +20,10 @@ pytestmark = pytest.mark.skipif(not are_usable(), reason="the CPU kernels were n
 
 CPU = torch.device("cpu")
 OPTIONS = {"dtype": torch.float32, "device": CPU}
-ALLOWED = {"float32": 1e-5, "bfloat16": 0.03, "int8": 0.03, "int4": 0.4}
+ALLOWED = {"float32": 1e-5, "bfloat16": 0.03, "bfloat16_dot": 0.04, "int8": 0.05, "int4": 0.4}
 """Error of an output of size about 1, from rounding 40 weights."""
+EXACTNESS = {"float32": 1e-4, "bfloat16": 1e-4, "bfloat16_dot": 0.05, "int8": 0.1, "int4": 0.1}
+"""Error of a product of 40 numbers of size 1 with the very weights that are held: some formats round the input."""
 SPECS = {
     "one part": LinearSpec(in_features=40, parts=(Part("", 21),), bias=True),
     "three parts": LinearSpec(in_features=40, parts=(Part("q", 24), Part("k", 9), Part("v", 9)), bias=True),
@@ -84,7 +86,7 @@ def test_a_table_is_looked_up_and_multiplied_with(random, weight_format):
     assert torch.allclose(rows, weight, atol=0.02)
     assert torch.allclose(table.lookup(torch.tensor([34, 0]), scale=3.0, offset=2), rows[[36, 2]] * 3.0)
     hidden = random(3, 40)
-    assert torch.allclose(table.project(hidden), hidden @ rows.t(), atol=2e-3)
+    assert torch.allclose(table.project(hidden), hidden @ rows.t(), atol=EXACTNESS[weight_format])
 
 
 @pytest.mark.parametrize("weight_format", ["float32", "bfloat16", "int8"])

@@ -8,21 +8,23 @@ from torch import Tensor
 from quire.ops.cpu.library import PackRecord, load_library
 from quire.ops.cpu.program import current_pool
 
-FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
+FORMATS = {"float32": 0, "bfloat16": 1, "bfloat16_dot": 2, "int8": 3, "int4": 4}
 """Names of the packed formats and their numbers in csrc/op.h."""
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PANEL = 16
-_ALIGNMENT = 64
+_GROUP = 32
+_LINE = 64
 
 
 def packed_bytes(rows: int, columns: int, weight_format: str) -> int:
     """Bytes of a packed matrix."""
-    groups = {"int8": (64, 64 * _PANEL + 4 * _PANEL), "int4": (32, 32 * _PANEL // 2 + 2 * _PANEL)}
     panels = -(-rows // _PANEL)
-    if weight_format in groups:
-        size, block = groups[weight_format]
-        return panels * -(-columns // size) * block
-    return panels * columns * _PANEL * {"float32": 4, "bfloat16": 2}[weight_format]
+    if weight_format in ("int8", "int4"):
+        groups = -(-columns // _GROUP)
+        lines = groups * _GROUP * _PANEL // (1 if weight_format == "int8" else 2)
+        return panels * (lines + -(-groups * _PANEL * 2 // _LINE) * _LINE)
+    stored = columns + columns % 2 if weight_format == "bfloat16_dot" else columns
+    return panels * stored * _PANEL * (4 if weight_format == "float32" else 2)
 
 
 class PackedMatrix:
@@ -36,8 +38,8 @@ class PackedMatrix:
         per_panel = library.quire_panel_bytes(FORMATS[weight_format], columns)
         assert size == count * per_panel * -(-rows // _PANEL), "csrc/packed.h and this file disagree"
         # The kernels load whole lines; the last panel's missing columns are zeros.
-        storage = torch.zeros(size + _ALIGNMENT, dtype=torch.uint8)
-        start = -storage.data_ptr() % _ALIGNMENT
+        storage = torch.zeros(size + _LINE, dtype=torch.uint8)
+        start = -storage.data_ptr() % _LINE
         self.storage = storage[start : start + size]
 
     def fill(self, tensor: Tensor, first_row: int, *, index: int = 0) -> None:

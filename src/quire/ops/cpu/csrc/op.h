@@ -25,7 +25,7 @@ enum OpKind : int32_t {
   kOpKinds,
 };
 
-enum WeightFormat : int64_t { kFloat32, kBfloat16, kInt8, kInt4 };
+enum WeightFormat : int64_t { kFloat32, kBfloat16, kBfloat16Dot, kInt8, kInt4 };
 
 // One operation. `rows` counts rows per token of the step, so that a recording serves any number of tokens. What the
 // numbered fields mean stands at each kernel.

@@ -14,7 +14,7 @@ namespace QUIRE_ISA {
 namespace {
 
 constexpr int64_t kSpan = 256;  // k values at a time: a multiple of every group; sixteen rows of them stay in L1
-static_assert(kSpan % kInt8Group == 0 && kSpan % kInt4Group == 0);
+static_assert(kSpan % kGroup == 0);
 
 // The lanes [from, to) of a panel, and the row of the source that is lane 0.
 struct Lanes {
@@ -85,87 +85,111 @@ void put_bf16(char* out, const float* w, int64_t count, Lanes lanes) {
   }
 }
 
-// A group of eight bits: the largest value takes the largest step.
-void put_int8(char* block, const float* w, Lanes lanes) {
-  V16 largest = zero();
-  for (int64_t i = 0; i < kInt8Group; ++i) largest = max(abs(load(w + i * kPanel)), largest);
-  V16 scale = largest / splat(127.0f), inverse = where_greater(scale, zero(), splat(1.0f) / scale, zero());
-  float scales[kPanel];
-  store(scales, scale);
-  uint16_t pairs[kInt8Group / 2 * kPanel];
-  for (int64_t i = 0; i < kInt8Group / 2; ++i) {
-    int8_t first[kPanel], second[kPanel];
-    store_i8(first, to_int(load(w + 2 * i * kPanel) * inverse));
-    store_i8(second, to_int(load(w + (2 * i + 1) * kPanel) * inverse));
-    for (int64_t lane = 0; lane < kPanel; ++lane)
-      pairs[i * kPanel + lane] = uint16_t(uint8_t(first[lane]) | uint8_t(second[lane]) << 8);
+void put_bf16_pairs(char* out, const float* w, int64_t count, Lanes lanes) {
+  for (int64_t i = 0; i < count; i += 2, w += 2 * kPanel, out += 2 * kPanel * 2) {
+    uint16_t first[kPanel], second[kPanel];
+    uint32_t line[kPanel];
+    store_bf16(first, load(w));
+    store_bf16(second, load(w + kPanel));
+    for (int64_t lane = 0; lane < kPanel; ++lane) line[lane] = uint32_t(first[lane]) | uint32_t(second[lane]) << 16;
+    put_lanes(out, line, 1, lanes);
   }
-  put_lanes(block, pairs, kInt8Group / 2, lanes);
-  put_lanes(block + kInt8Group * kPanel, scales, 1, lanes);
 }
 
-inline V16 in_sixteen_steps(V16 w, V16 inverse) {
-  return min(splat(7.0f), max(splat(-8.0f), round_even(w * inverse)));
+// Where a group's integers go, and its scales.
+struct Place {
+  char *lines, *scales;
+};
+
+void put_scales(Place place, V16 scale, Lanes lanes) {
+  uint16_t bits[kPanel];
+  store_bf16(bits, scale);
+  put_lanes(place.scales, bits, 1, lanes);
 }
 
-// The scales of four bits with the least squared error among some around the two that use the whole range; 0 where all
-// values are.
-V16 int4_scales(const float* w) {
-  V16 extreme = zero(), best = zero(), least = splat(INFINITY);
-  for (int64_t i = 0; i < kInt4Group; ++i) {
+V16 inverse_of(V16 scale) { return where_greater(abs(scale), zero(), splat(1.0f) / scale, zero()); }
+
+// The number of largest size in each lane's group, with its sign.
+V16 extremes_of(const float* w) {
+  V16 extreme = zero();
+  for (int64_t i = 0; i < kGroup; ++i) {
     V16 value = load(w + i * kPanel);
     extreme = where_greater(abs(value), abs(extreme), value, extreme);
   }
-  for (int step = -4; step <= 4; ++step) {
+  return extreme;
+}
+
+inline V16 in_steps(V16 w, V16 inverse, float least, float most) {
+  return min(splat(most), max(splat(least), round_even(w * inverse)));
+}
+
+// Of some scales around the one that makes the extreme `least` steps, those with the least squared error; 0 where all
+// values are. Scales are bfloat16.
+V16 best_scales(const float* w, float least, float step, int tries) {
+  V16 extreme = extremes_of(w), best = zero(), lowest = splat(INFINITY);
+  for (int i = -tries; i <= tries; ++i) {
     uint16_t bits[kPanel];
-    store_bf16(bits, extreme / splat(-8.0f + 0.25f * float(step)));
+    store_bf16(bits, extreme / splat(least + step * float(i)));
     V16 scale = load_bf16(bits), inverse = splat(1.0f) / scale, error = zero();
-    for (int64_t i = 0; i < kInt4Group; ++i) {
-      V16 value = load(w + i * kPanel), lost = value - in_sixteen_steps(value, inverse) * scale;
+    for (int64_t k = 0; k < kGroup; ++k) {
+      V16 value = load(w + k * kPanel), lost = value - in_steps(value, inverse, least, -1.0f - least) * scale;
       error = error + lost * lost;
     }
     error = where_greater(abs(scale), zero(), error, splat(INFINITY));
-    best = where_greater(least, error, scale, best);
-    least = where_greater(least, error, error, least);
+    best = where_greater(lowest, error, scale, best);
+    lowest = where_greater(lowest, error, error, lowest);
   }
   return best;
 }
 
-void put_int4(char* block, const float* w, Lanes lanes) {
-  V16 scale = int4_scales(w);
-  V16 inverse = where_greater(abs(scale), zero(), splat(1.0f) / scale, zero());
-  uint16_t scales[kPanel];
-  store_bf16(scales, scale);
-  uint32_t words[kInt4Group / 8 * kPanel];
-  for (int64_t line = 0; line < kInt4Group / 8; ++line) {
-    // Four nibbles of even k, and of odd k: as numbers they are exact in float32.
-    V16 sums[2] = {zero(), zero()};
-    for (int64_t i = 7; i >= 0; --i) {
-      V16 q = in_sixteen_steps(load(w + (line * 8 + i) * kPanel), inverse) + splat(8.0f);
-      sums[i % 2] = sums[i % 2] * splat(16.0f) + q;
-    }
-    I16 even = to_int(sums[0]), odd = to_int(sums[1]);
-    uint32_t parts[2][kPanel];
-    std::memcpy(parts[0], &even, sizeof even);
-    std::memcpy(parts[1], &odd, sizeof odd);
-    for (int64_t lane = 0; lane < kPanel; ++lane) words[line * kPanel + lane] = parts[0][lane] | parts[1][lane] << 16;
-  }
-  put_lanes(block, words, kInt4Group / 8, lanes);
-  put_lanes(block + kInt4Group * kPanel / 2, scales, 1, lanes);
+// q of one k for the sixteen lanes.
+void steps_to(int8_t* q, const float* w, V16 inverse, float least) {
+  store_i8(q, to_int(in_steps(load(w), inverse, least, -1.0f - least)));
 }
 
-// k values from `start` on: `count` of them, zeros after them to the end of the last group.
+void put_int8(Place place, const float* w, Lanes lanes) {
+  V16 scale = best_scales(w, -128.0f, 0.5f, 2), inverse = inverse_of(scale);
+  constexpr int64_t side = kHasByteDots ? 4 : 2;  // k values of a column side by side
+  int8_t lines[kGroup * kPanel];
+  for (int64_t i = 0; i < kGroup; ++i) {
+    int8_t q[kPanel];
+    steps_to(q, w + i * kPanel, inverse, -128.0f);
+    int8_t* line = lines + i / side * side * kPanel + i % side;
+    for (int64_t lane = 0; lane < kPanel; ++lane) line[lane * side] = int8_t(q[lane] ^ (kHasByteDots ? -128 : 0));
+  }
+  if constexpr (kHasByteDots)
+    put_lanes(place.lines, reinterpret_cast<const uint32_t*>(lines), kGroup / side, lanes);
+  else
+    put_lanes(place.lines, reinterpret_cast<const uint16_t*>(lines), kGroup / side, lanes);
+  put_scales(place, scale, lanes);
+}
+
+// Where k i of eight goes among a lane's eight nibbles, counted from the lowest.
+constexpr int64_t nibble_of(int64_t i) { return kHasByteDots ? i % 4 * 2 + i / 4 : i % 2 * 4 + i / 2; }
+
+void put_int4(Place place, const float* w, Lanes lanes) {
+  V16 scale = best_scales(w, -8.0f, 0.25f, 4), inverse = inverse_of(scale);
+  uint32_t words[kGroup / 8 * kPanel] = {};
+  for (int64_t i = 0; i < kGroup; ++i) {
+    int8_t q[kPanel];
+    steps_to(q, w + i * kPanel, inverse, -8.0f);
+    for (int64_t lane = 0; lane < kPanel; ++lane)
+      words[i / 8 * kPanel + lane] |= uint32_t(q[lane] + 8) << (4 * nibble_of(i % 8));
+  }
+  put_lanes(place.lines, words, kGroup / 8, lanes);
+  put_scales(place, scale, lanes);
+}
+
+// k values from `start` on: `count` of them, zeros after them to the end of the last pair or group.
 void put_span(const PackJob& job, char* panel, Lanes lanes, int64_t start, int64_t count, const float* w) {
-  if (job.format == kFloat32) {
-    put_lanes(panel + start * kPanel * 4, w, count, lanes);
-  } else if (job.format == kBfloat16) {
-    put_bf16(panel + start * kPanel * 2, w, count, lanes);
-  } else if (job.format == kInt8) {
-    for (int64_t i = 0; i < count; i += kInt8Group)
-      put_int8(panel + (start + i) / kInt8Group * kInt8Block, w + i * kPanel, lanes);
-  } else {
-    for (int64_t i = 0; i < count; i += kInt4Group)
-      put_int4(panel + (start + i) / kInt4Group * kInt4Block, w + i * kPanel, lanes);
+  char* lines = panel + line_bytes(job.format, start);
+  if (job.format == kFloat32) return put_lanes(lines, w, count, lanes);
+  if (job.format == kBfloat16) return put_bf16(lines, w, count, lanes);
+  if (job.format == kBfloat16Dot) return put_bf16_pairs(lines, w, count, lanes);
+  char* scales = panel + line_bytes(job.format, padded_k(job.format, job.k)) + start / kGroup * kPanel * 2;
+  for (int64_t i = 0; i < count; i += kGroup) {
+    Place place{lines + line_bytes(job.format, i), scales + i / kGroup * kPanel * 2};
+    job.format == kInt8 ? put_int8(place, w + i * kPanel, lanes) : put_int4(place, w + i * kPanel, lanes);
   }
 }
 

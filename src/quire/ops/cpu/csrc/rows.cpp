@@ -1,5 +1,6 @@
 // Operations on each row by itself: norms, rotary positions, activations, table lookups, the largest logit.
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 #include "kernels.h"
@@ -57,6 +58,25 @@ V16 activated(V16 x, int64_t kind) {
   }
 }
 
+// The weight of a panel's column at k, of `size` k values.
+float packed_value(const char* panel, int64_t format, int64_t size, int64_t column, int64_t k) {
+  auto as_bf16 = [](const char* from, int64_t at) { return bf16_to_float(reinterpret_cast<const uint16_t*>(from)[at]); };
+  if (format == kFloat32) return reinterpret_cast<const float*>(panel)[k * kPanel + column];
+  if (format == kBfloat16) return as_bf16(panel, k * kPanel + bf16_lane(column));
+  if (format == kBfloat16Dot) return as_bf16(panel, (k / 2 * kPanel + column) * 2 + k % 2);
+  const char* scales = panel + line_bytes(format, padded_k(format, size));
+  float scale = as_bf16(scales, k / kGroup * kPanel + column);
+  if (format == kInt8) {
+    constexpr int64_t side = kHasByteDots ? 4 : 2;
+    int8_t q = int8_t(panel[(k / side * kPanel + column) * side + k % side]);
+    return float(int8_t(q ^ (kHasByteDots ? -128 : 0))) * scale;
+  }
+  uint32_t word;
+  std::memcpy(&word, panel + k / 8 * kLine + column * 4, 4);
+  int64_t i = k % 8, nibble = kHasByteDots ? i % 4 * 2 + i / 4 : i % 2 * 4 + i / 2;
+  return float(int(word >> (4 * nibble) & 15) - 8) * scale;
+}
+
 }  // namespace
 
 // p ids int64, table, out; n size E, format, out row stride, first row (OPT's offset); f scale.
@@ -74,27 +94,7 @@ void embedding(const Op& op, const Context& c) {
       continue;
     }
     const char* panel = static_cast<const char*>(op.p[1]) + row / kPanel * panel_bytes(format, size);
-    int64_t lane = row % kPanel;
-    for (int64_t i = 0; i < size; ++i) {
-      float value;
-      if (format == kFloat32) {
-        value = reinterpret_cast<const float*>(panel)[i * kPanel + lane];
-      } else if (format == kBfloat16) {
-        value = bf16_to_float(reinterpret_cast<const uint16_t*>(panel)[i * kPanel + bf16_lane(lane)]);
-      } else if (format == kInt8) {
-        const char* block = panel + i / kInt8Group * kInt8Block;
-        int64_t k = i % kInt8Group;
-        const float* scales = reinterpret_cast<const float*>(block + kInt8Group * kPanel);
-        value = float(reinterpret_cast<const int8_t*>(block)[k / 2 * 2 * kPanel + lane * 2 + k % 2]) * scales[lane];
-      } else {
-        const char* block = panel + i / kInt4Group * kInt4Block;
-        int64_t k = i % kInt4Group, word = k / 8 * 2 * kPanel + lane * 2 + k % 2;
-        const uint16_t* words = reinterpret_cast<const uint16_t*>(block);
-        const uint16_t* scales = words + kInt4Group * kPanel / 4;
-        value = float(int(words[word] >> (k / 2 % 4 * 4) & 15) - 8) * bf16_to_float(scales[lane]);
-      }
-      out[i] = value * op.f[0];
-    }
+    for (int64_t i = 0; i < size; ++i) out[i] = packed_value(panel, format, size, row % kPanel, i) * op.f[0];
   }
 }
 

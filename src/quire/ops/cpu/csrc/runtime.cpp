@@ -39,6 +39,16 @@ namespace avx512 {
 extern const KernelTable table;
 }
 #endif
+#ifdef QUIRE_HAS_AVX512VNNI
+namespace avx512vnni {
+extern const KernelTable table;
+}
+#endif
+#ifdef QUIRE_HAS_AVX512BF16
+namespace avx512bf16 {
+extern const KernelTable table;
+}
+#endif
 
 namespace {
 
@@ -47,12 +57,25 @@ constexpr int kTurnsBeforeYield = 4000;
 // Yields between calls before a thread goes to sleep: some tens of microseconds when nobody else wants the core.
 constexpr int kYieldsBeforeSleep = 100;
 
+#ifdef QUIRE_HAS_AVX512
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+// Those this processor can run, best first.
 std::vector<const KernelTable*> usable_tables() {
   std::vector<const KernelTable*> found;
+#ifdef QUIRE_HAS_AVX512BF16
+  if (has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16"))
+    found.push_back(&avx512bf16::table);
+#endif
+#ifdef QUIRE_HAS_AVX512VNNI
+  if (has_avx512() && __builtin_cpu_supports("avx512vnni")) found.push_back(&avx512vnni::table);
+#endif
 #ifdef QUIRE_HAS_AVX512
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl"))
-    found.push_back(&avx512::table);
+  if (has_avx512()) found.push_back(&avx512::table);
 #endif
 #ifdef QUIRE_HAS_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))

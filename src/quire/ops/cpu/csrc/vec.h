@@ -45,6 +45,19 @@ inline float half_to_float(uint16_t h) {
 
 namespace QUIRE_ISA {
 
+// Whether integer weights meet bytes, four at a time, rather than pairs of int16.
+#if defined(__AVX512VNNI__)
+constexpr bool kHasByteDots = true;
+#else
+constexpr bool kHasByteDots = false;
+#endif
+// Thirty-two registers of sixteen lanes, rather than the room of eight.
+#if defined(__AVX512F__)
+constexpr bool kHasManyRegisters = true;
+#else
+constexpr bool kHasManyRegisters = false;
+#endif
+
 #if defined(__AVX512F__)
 
 struct V16 {
@@ -124,6 +137,31 @@ inline P32 load_pairs_i8(const int8_t* p) {
 inline P32 load_pairs_u4(const uint8_t* p, int i) {
   return {_mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(p), unsigned(4 * i)), _mm512_set1_epi16(15))};
 }
+// Pairs of bfloat16.
+inline P32 load_bf16_line(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+inline V16 dot_bf16(V16 sum, P32 w, int32_t x) {
+#if defined(__AVX512BF16__)
+  return {_mm512_dpbf16_ps(sum.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(x))};
+#else
+  __m512 first = _mm512_castsi512_ps(_mm512_set1_epi32(x << 16));
+  __m512 second = _mm512_castsi512_ps(_mm512_set1_epi32(x & int(0xffff0000u)));
+  __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16));
+  __m512 high = _mm512_castsi512_ps(_mm512_and_si512(w.v, _mm512_set1_epi32(int(0xffff0000u))));
+  return {_mm512_fmadd_ps(low, first, _mm512_fmadd_ps(high, second, sum.v))};
+#endif
+}
+#if defined(__AVX512VNNI__)
+// Sixty-four bytes: four for each of sixteen columns, from 0 to 255.
+struct Q64 {
+  __m512i v;
+};
+inline Q64 load_bytes(const char* p) { return {_mm512_loadu_si512(p)}; }
+inline Q64 low_nibbles(Q64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+inline Q64 high_nibbles(Q64 a) { return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))}; }
+inline I16 dot_bytes(I16 sum, Q64 w, int32_t x) { return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(x))}; }
+inline int32_t sum_of(I16 a) { return _mm512_reduce_add_epi32(a.v); }
+inline I16 operator+(I16 a, I16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+#endif
 
 #elif defined(__AVX2__)
 
@@ -247,6 +285,21 @@ inline P32 load_pairs_u4(const uint8_t* p, int i) {
   __m256i first = _mm256_srli_epi16(_mm256_loadu_si256(q), 4 * i);
   __m256i second = _mm256_srli_epi16(_mm256_loadu_si256(q + 1), 4 * i);
   return {_mm256_and_si256(first, mask), _mm256_and_si256(second, mask)};
+}
+// Pairs of bfloat16.
+inline P32 load_bf16_line(const uint16_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+inline __m256 dot_bf16_8(__m256 sum, __m256i w, __m256i x) {
+  __m256i mask = _mm256_set1_epi32(int(0xffff0000u));
+  __m256 high = _mm256_castsi256_ps(_mm256_and_si256(w, mask)), second = _mm256_castsi256_ps(_mm256_and_si256(x, mask));
+  __m256 low = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16)), first = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+  return _mm256_fmadd_ps(low, first, _mm256_fmadd_ps(high, second, sum));
+}
+inline V16 dot_bf16(V16 sum, P32 w, int32_t x) {
+  __m256i pair = _mm256_set1_epi32(x);
+  return {dot_bf16_8(sum.a, w.lo, pair), dot_bf16_8(sum.b, w.hi, pair)};
 }
 
 #else
@@ -385,6 +438,18 @@ inline P32 load_pairs_u4(const uint8_t* p, int i) {
     r.x[lane] = int16_t(word >> (4 * i) & 15);
   }
   return r;
+}
+// Pairs of bfloat16.
+inline P32 load_bf16_line(const uint16_t* p) {
+  P32 r;
+  std::memcpy(r.x, p, sizeof r.x);
+  return r;
+}
+inline V16 dot_bf16(V16 sum, P32 w, int32_t x) {
+  float first = bf16_to_float(uint16_t(x & 0xffff)), second = bf16_to_float(uint16_t(uint32_t(x) >> 16));
+  QUIRE_EACH sum.x[i] += bf16_to_float(uint16_t(w.x[2 * i + 1])) * second;
+  QUIRE_EACH sum.x[i] += bf16_to_float(uint16_t(w.x[2 * i])) * first;
+  return sum;
 }
 #undef QUIRE_EACH
 
