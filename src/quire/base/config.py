@@ -112,7 +112,11 @@ class ModelConfig:
     served_model_name: tuple[str, ...] = option(
         (), "Names the API answers to; the first is reported. Default: the model."
     )
-    dtype: str = option("auto", "Precision of weights and activations; auto is the device's best, and on a CPU bfloat16 weights stay so.", choices=DTYPES)
+    dtype: str = option(
+        "auto",
+        "Precision of weights and activations; auto is the device's best, and on a CPU bfloat16 weights stay so.",
+        choices=DTYPES,
+    )
     quantization: str = option(
         "none",
         "Quantize the weights of linear layers while loading (CPU): int8 or int4.",

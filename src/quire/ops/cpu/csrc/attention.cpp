@@ -78,8 +78,7 @@ void write_pages(const Job& job, const Context& c) {
   int64_t size = c.plan->page_size, head = job.head, page_numbers = size * head;
   T* keys = static_cast<T*>(job.kv);
   T* values = keys + job.pages * job.kv_heads * page_numbers;
-  Share share = share_of(c.tokens, c.thread, c.threads);
-  for (int64_t t = share.from; t < share.to; ++t) {
+  c.meet(each_row(c, c.tokens, [&](int64_t t) {
     int64_t slot = c.plan->slots[t], page = slot / size, at = slot % size;
     for (int64_t h = 0; h < job.kv_heads; ++h) {
       const float *k = job.k + t * job.k_stride + h * head, *v = job.v + t * job.v_stride + h * head;
@@ -90,7 +89,7 @@ void write_pages(const Job& job, const Context& c) {
         value[d] = Page::from(v[d]);
       }
     }
-  }
+  }));
 }
 
 // Scratch of one tile.
@@ -322,20 +321,22 @@ void attend(const Job& job, const Context& c, Tile& t, Task task) {
 }
 
 template <class Page>
-void run(const Job& job, const Context& c) {
+int64_t run(const Job& job, const Context& c) {
   write_pages<Page>(job, c);
-  c.meet();
   const Plan& plan = *c.plan;
   static_assert(sizeof(Tile) <= kLocalScratch, "a tile must fit a thread's scratch");
   Tile& tile = *reinterpret_cast<Tile*>(c.local);
   // More heads to a kv head than a tile has rows (Falcon 7B has 71) are cut into parts.
   int64_t group = job.heads / job.kv_heads, parts = (group + kQueryRows - 1) / kQueryRows;
   int64_t heads = (group + parts - 1) / parts, per_tile = kQueryRows / heads, lanes = job.kv_heads * parts;
-  int64_t task = c.take(), before = 0;
+  int64_t total = 0, before = 0;
+  for (int64_t row = 0; row < plan.num_rows; ++row)
+    total += (plan.query_lens[row] + per_tile - 1) / per_tile * lanes;
+  int64_t task = c.take(total);
   // Rows from the last to the first: chunks of prompts, the largest tasks, mostly come behind the decodes.
   for (int64_t row = plan.num_rows - 1; row >= 0; --row) {
     int64_t tiles = (plan.query_lens[row] + per_tile - 1) / per_tile, tasks = tiles * lanes;
-    for (; task < before + tasks; task = c.take()) {
+    for (; task >= 0 && task < before + tasks; task = c.take(total)) {
       // Later queries see more keys, so they go first.
       int64_t index = tiles - 1 - (task - before) / lanes, kv_head = (task - before) % lanes / parts;
       int64_t first = index * per_tile, skipped = (task - before) % parts * heads;
@@ -345,16 +346,14 @@ void run(const Job& job, const Context& c) {
     }
     before += tasks;
   }
+  return total;
 }
 
 }  // namespace
 
-void attention(const Op& op, const Context& c) {
+int64_t attention(const Op& op, const Context& c) {
   Job job = job_of(op);
-  if (job.is_bf16)
-    run<Bfloat16Page>(job, c);
-  else
-    run<Float32Page>(job, c);
+  return job.is_bf16 ? run<Bfloat16Page>(job, c) : run<Float32Page>(job, c);
 }
 
 }  // namespace QUIRE_ISA

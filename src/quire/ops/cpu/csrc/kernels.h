@@ -6,32 +6,44 @@
 namespace quire {
 namespace QUIRE_ISA {
 
-void embedding(const Op&, const Context&);
-void linear(const Op&, const Context&);
-void rms_norm(const Op&, const Context&);
-void layer_norm(const Op&, const Context&);
-void rope(const Op&, const Context&);
-void activation(const Op&, const Context&);
-void gated_activation(const Op&, const Context&);
-void softcap(const Op&, const Context&);
-void add(const Op&, const Context&);
-void attention(const Op&, const Context&);
-void route(const Op&, const Context&);
-void experts(const Op&, const Context&);
-void greedy(const Op&, const Context&);
+int64_t embedding(const Op&, const Context&);
+int64_t linear(const Op&, const Context&);
+int64_t rms_norm(const Op&, const Context&);
+int64_t layer_norm(const Op&, const Context&);
+int64_t rope(const Op&, const Context&);
+int64_t activation(const Op&, const Context&);
+int64_t gated_activation(const Op&, const Context&);
+int64_t softcap(const Op&, const Context&);
+int64_t add(const Op&, const Context&);
+int64_t attention(const Op&, const Context&);
+int64_t route(const Op&, const Context&);
+int64_t experts(const Op&, const Context&);
+int64_t greedy(const Op&, const Context&);
 
 // Bytes of shared scratch; 0 says that a thread on its own needs no more than the scratch it has for itself.
 size_t linear_scratch(const Op&, int64_t tokens);
 size_t experts_scratch(const Op&, int64_t tokens);
 
-void pack(const PackJob&, int thread, int threads);
+// One of so many parts of the job.
+void pack(const PackJob&, int64_t part, int64_t parts);
 
-// The part of [0, count) that is this thread's when work is shared out evenly.
+// One of `parts` even parts of [0, count).
 struct Share {
   int64_t from, to;
 };
-inline Share share_of(int64_t count, int thread, int threads) {
-  return {count * thread / threads, count * (thread + 1) / threads};
+inline Share share_of(int64_t count, int64_t part, int64_t parts) {
+  return {count * part / parts, count * (part + 1) / parts};
+}
+
+// Calls work(index) for each of `count` rows, shared out evenly; returns the number of tasks.
+template <class Work>
+int64_t each_row(const Context& c, int64_t count, Work work) {
+  int64_t parts = count < c.threads ? count : c.threads;
+  for (int64_t part = c.take(parts); part >= 0; part = c.take(parts)) {
+    Share share = share_of(count, part, parts);
+    for (int64_t row = share.from; row < share.to; ++row) work(row);
+  }
+  return parts;
 }
 
 }  // namespace QUIRE_ISA

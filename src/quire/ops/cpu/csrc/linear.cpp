@@ -58,28 +58,30 @@ size_t linear_scratch(const Op& op, int64_t tokens) {
   return bytes <= kLocalScratch / 2 ? 0 : bytes;
 }
 
-void linear(const Op& op, const Context& c) {
+int64_t linear(const Op& op, const Context& c) {
   Job job = job_of(op, c.tokens);
-  if (job.rows == 0) return;
+  if (job.rows == 0) return 0;
   // Little to prepare: every thread does it for itself, which is cheaper than waiting for each other.
   bool alone = c.threads == 1 || job.rows * job.k <= kCheapTiles || job.rows == 1;
   alone &= tiles_bytes(job) <= kLocalScratch / 2;
   Tiles t = place_tiles(alone ? c.local : c.shared, job);
-  if (job.rows == 1 && (job.format == kFloat32 || job.format == kBfloat16)) {
-    t.values = nullptr;
-  } else if (alone) {
-    for (int64_t tile = 0; tile < t.count; ++tile) make_tile(job, t, tile);
-  } else {
-    for (int64_t tile = c.take(); tile < t.count; tile = c.take()) make_tile(job, t, tile);
-    c.meet();
+  if (!alone) {
+    for (int64_t tile = c.take(t.count); tile >= 0; tile = c.take(t.count)) make_tile(job, t, tile);
+    c.meet(t.count);
   }
   int64_t panels = num_panels(job.n);
   Tasks tasks = tasks_of(job, t, c.threads);
-  for (int64_t task = c.take(); task < tasks.panels * tasks.tiles; task = c.take()) {
+  int64_t count = tasks.panels * tasks.tiles, task = c.take(count);
+  if (job.rows == 1 && (job.format == kFloat32 || job.format == kBfloat16))
+    t.values = nullptr;
+  else if (alone && task >= 0)
+    for (int64_t tile = 0; tile < t.count; ++tile) make_tile(job, t, tile);
+  for (; task >= 0; task = c.take(count)) {
     // Neighbours share their tiles.
-    Share tile_share = share_of(t.count, int(task / tasks.panels), int(tasks.tiles));
-    run_block(job, t, tile_share, share_of(panels, int(task % tasks.panels), int(tasks.panels)));
+    Share tile_share = share_of(t.count, task / tasks.panels, tasks.tiles);
+    run_block(job, t, tile_share, share_of(panels, task % tasks.panels, tasks.panels));
   }
+  return count;
 }
 
 }  // namespace QUIRE_ISA

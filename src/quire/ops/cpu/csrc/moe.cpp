@@ -12,10 +12,9 @@ namespace QUIRE_ISA {
 
 // p logits, weights out, ids out int64; n X, A, renormalise. Softmax over all, then the A largest, lower ids first. A
 // NaN among the logits makes every weight NaN and leaves the ids within their range.
-void route(const Op& op, const Context& c) {
+int64_t route(const Op& op, const Context& c) {
   int64_t experts = op.n[0], chosen = op.n[1];
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t t = share.from; t < share.to; ++t) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t t) {
     const float* x = static_cast<const float*>(op.p[0]) + t * experts;
     float* weights = static_cast<float*>(op.p[1]) + t * chosen;
     int64_t* ids = static_cast<int64_t*>(op.p[2]) + t * chosen;
@@ -36,13 +35,14 @@ void route(const Op& op, const Context& c) {
     }
     if (op.n[2])
       for (int64_t a = 0; a < chosen; ++a) weights[a] /= kept;
-  }
+  });
 }
 
 namespace {
 
 constexpr int64_t kTasksPerThread = 16;
 constexpr int64_t kLeastPanels = 8;  // per task: each task turns its rows of x into tiles, which has to be worth it
+constexpr int64_t kMostRows = 256;   // per task
 
 struct Job {
   int64_t tokens, width, hidden, num_experts, chosen, kind, format;
@@ -61,7 +61,6 @@ struct Layout {
   int64_t* choices;  // [T A]: the choice of a row
   float* outer;      // [T A, E]: what goes into the first product, and later what comes out of the second
   float* inner;      // [T A, 2F]: what comes out of the first, and later what goes into the second, in its first half
-  char* rest;        // scratch of products that all threads compute together
 };
 
 size_t layout_bytes(const Job& job) {
@@ -77,7 +76,6 @@ Layout place(const Job& job, char* memory) {
   l.choices = l.rows + job.rows();
   l.outer = reinterpret_cast<float*>(l.choices + job.rows());
   l.inner = l.outer + job.rows() * job.hidden;
-  l.rest = memory + layout_bytes(job);
   return l;
 }
 
@@ -115,88 +113,95 @@ struct Product {
   }
 };
 
-// All experts' products as one set of tasks, each a range of panels of one expert that a thread computes on its own;
-// the threads meet once, not once per expert. Experts with more rows than a thread's scratch holds come after them, one
-// at a time and with all threads: their work is worth the meetings. Which way it went does not show in the bits.
-void multiply(const Layout& l, const Product& product, const Context& c) {
-  int64_t active = l.active[0], panels = num_panels(product.n);
-  int64_t wanted = (kTasksPerThread * c.threads + active - 1) / active;
-  int64_t step = std::max(kLeastPanels, rounded_up((panels + wanted - 1) / wanted, 4));
-  int64_t pieces = (panels + step - 1) / step;
-  for (int64_t task = c.take(); task < active * pieces; task = c.take()) {
-    int64_t e = l.active[1 + task / pieces], from = task % pieces * step, count = l.starts[e + 1] - l.starts[e];
-    Op op = product.of(e, l.starts[e], from, std::min(from + step, panels));
-    if (linear_scratch(op, count)) continue;
-    Barrier alone(1);
-    std::atomic<int64_t> counter{0};
-    linear(op, Context{0, 1, count, nullptr, &alone, &counter, nullptr, c.local});
-  }
-  c.meet();
-  for (int64_t i = 0; i < active; ++i) {
-    int64_t e = l.active[1 + i], count = l.starts[e + 1] - l.starts[e];
-    Op op = product.of(e, l.starts[e], 0, panels);
-    if (!linear_scratch(op, count)) continue;
-    Context together = c;
-    together.tokens = count;
-    together.shared = l.rest;
-    linear(op, together);
-    c.meet();
-  }
+// How many rows of x of k values a task takes at most: their tiles must fit a thread's scratch.
+int64_t rows_per_task(int64_t k, int64_t format) {
+  Op op{};
+  op.rows = 1;
+  op.n[1] = k;
+  op.n[2] = format;
+  int64_t rows = kMostRows;
+  while (rows > 1 && linear_scratch(op, rows)) rows /= 2;
+  return rows;
 }
 
-// Each token's results, weighted, in the order of the experts' ids: that of the rows.
-void add_up(const Job& job, const Layout& l, const float* weights, float* out, Share tokens) {
-  for (int64_t t = tokens.from; t < tokens.to; ++t) {
-    int64_t* rows = l.rows + t * job.chosen;
-    std::sort(rows, rows + job.chosen);
-    for (int64_t i = 0; i < job.hidden; i += kLanes) {
-      int64_t left = job.hidden - i;
-      V16 sum = zero();
-      for (int64_t a = 0; a < job.chosen; ++a)
-        sum = sum + load_part(l.outer + rows[a] * job.hidden + i, left) * splat(weights[l.choices[rows[a]]]);
-      store_part(out + t * job.hidden + i, sum, left);
+// Pieces of rows that the experts' rows come in.
+int64_t count_pieces(const Layout& l, int64_t most) {
+  int64_t pieces = 0;
+  for (int64_t i = 1; i <= l.active[0]; ++i)
+    pieces += (l.starts[l.active[i] + 1] - l.starts[l.active[i]] + most - 1) / most;
+  return pieces;
+}
+
+// All experts' products as one set of tasks, each some rows of one expert with a range of panels, that a thread computes
+// on its own: the threads meet once, not once per expert. Which rows came together does not show in the bits. Returns the
+// number of tasks.
+int64_t multiply(const Layout& l, const Product& product, int64_t pieces, const Context& c) {
+  int64_t panels = num_panels(product.n), most = rows_per_task(product.k, product.format);
+  int64_t wanted = (kTasksPerThread * c.threads + pieces - 1) / pieces;
+  int64_t step = std::max(kLeastPanels, rounded_up((panels + wanted - 1) / wanted, 4));
+  int64_t ranges = (panels + step - 1) / step, tasks = pieces * ranges;
+  for (int64_t task = c.take(tasks); task >= 0; task = c.take(tasks)) {
+    int64_t piece = task / ranges, from = task % ranges * step, i = 1, parts = 0;
+    for (;; ++i, piece -= parts) {
+      parts = (l.starts[l.active[i] + 1] - l.starts[l.active[i]] + most - 1) / most;
+      if (piece < parts) break;
     }
+    int64_t e = l.active[i], first = l.starts[e] + piece * most, count = std::min(most, l.starts[e + 1] - first);
+    Op op = product.of(e, first, from, std::min(from + step, panels));
+    Phases own;
+    own.start();
+    Progress progress{};
+    Context alone{1, count, nullptr, &own, &progress, nullptr, c.local};
+    alone.meet(linear(op, alone));
+  }
+  return tasks;
+}
+
+// A token's results, weighted, in the order of the experts' ids: that of the rows.
+void add_up(const Job& job, const Layout& l, const float* weights, float* out, int64_t t) {
+  int64_t* rows = l.rows + t * job.chosen;
+  std::sort(rows, rows + job.chosen);
+  for (int64_t i = 0; i < job.hidden; i += kLanes) {
+    int64_t left = job.hidden - i;
+    V16 sum = zero();
+    for (int64_t a = 0; a < job.chosen; ++a)
+      sum = sum + load_part(l.outer + rows[a] * job.hidden + i, left) * splat(weights[l.choices[rows[a]]]);
+    store_part(out + t * job.hidden + i, sum, left);
   }
 }
 
 }  // namespace
 
-size_t experts_scratch(const Op& op, int64_t tokens) {
-  Job job = job_of(op, tokens);
-  size_t largest = 0;
-  for (int64_t k : {job.hidden, job.width}) {
-    Op product{};
-    product.rows = 1;
-    product.n[1] = k;
-    product.n[2] = job.format;
-    largest = std::max(largest, linear_scratch(product, job.tokens));
-  }
-  // A kernel that asks for nothing may still use as much shared scratch as a thread has of its own.
-  return layout_bytes(job) + largest + kLocalScratch;
-}
+size_t experts_scratch(const Op& op, int64_t tokens) { return layout_bytes(job_of(op, tokens)); }
 
 // p x, gate_up panels, down panels, weights, ids, out; n F, E, X, A, activation, format. A token's ids differ from each
 // other. Matrices lie one after the other, each in whole panels. A row's bits are those of the row alone.
-void experts(const Op& op, const Context& c) {
+int64_t experts(const Op& op, const Context& c) {
   Job job = job_of(op, c.tokens);
-  if (job.tokens == 0) return;
-  const float *x = static_cast<const float*>(op.p[0]), *weights = static_cast<const float*>(op.p[3]);
-  Layout l = place(job, c.shared);
-  if (c.thread == 0) sort_by_expert(job, l, static_cast<const int64_t*>(op.p[4]));
-  c.meet();
-  Share mine = share_of(job.rows(), c.thread, c.threads);
-  for (int64_t row = mine.from; row < mine.to; ++row)
-    std::memcpy(l.outer + row * job.hidden, x + l.choices[row] / job.chosen * job.hidden, size_t(job.hidden) * 4);
-  c.meet();
+  if (job.tokens == 0) return 0;
   int64_t width = job.width, hidden = job.hidden;
+  const float *x = static_cast<const float*>(op.p[0]), *weights = static_cast<const float*>(op.p[3]);
   const char *up = static_cast<const char*>(op.p[1]), *down = static_cast<const char*>(op.p[2]);
-  multiply(l, {l.outer, l.inner, up, 2 * width, hidden, hidden, job.format}, c);
+  Layout l = place(job, c.shared);
+  if (c.take(1) >= 0) {
+    sort_by_expert(job, l, static_cast<const int64_t*>(op.p[4]));
+    c.phases->notes[0].store(count_pieces(l, rows_per_task(hidden, job.format)), std::memory_order_relaxed);
+    c.phases->notes[1].store(count_pieces(l, rows_per_task(width, job.format)), std::memory_order_relaxed);
+  }
+  c.meet(1);
+  int64_t pieces[2];
+  // A thread that comes too late may find another op's notes, and then no task.
+  for (int i = 0; i < 2; ++i) pieces[i] = std::max<int64_t>(1, c.phases->notes[i].load(std::memory_order_relaxed));
+  c.meet(each_row(c, job.rows(), [&](int64_t row) {
+    std::memcpy(l.outer + row * hidden, x + l.choices[row] / job.chosen * hidden, size_t(hidden) * 4);
+  }));
+  c.meet(multiply(l, {l.outer, l.inner, up, 2 * width, hidden, hidden, job.format}, pieces[0], c));
   Context rows = c;
   rows.tokens = job.rows();
-  gated_activation({kGatedActivation, 1, {l.inner, l.inner}, {width, job.kind, 2 * width, 2 * width}, {}}, rows);
-  c.meet();
-  multiply(l, {l.inner, l.outer, down, hidden, width, 2 * width, job.format}, c);
-  add_up(job, l, weights, static_cast<float*>(op.p[5]), share_of(job.tokens, c.thread, c.threads));
+  c.meet(gated_activation({kGatedActivation, 1, {l.inner, l.inner}, {width, job.kind, 2 * width, 2 * width}, {}}, rows));
+  c.meet(multiply(l, {l.inner, l.outer, down, hidden, width, 2 * width, job.format}, pieces[1], c));
+  float* out = static_cast<float*>(op.p[5]);
+  return each_row(c, job.tokens, [&](int64_t t) { add_up(job, l, weights, out, t); });
 }
 
 }  // namespace QUIRE_ISA

@@ -49,39 +49,76 @@ struct Plan {
   const int64_t* slots;          // [T]
 };
 
-// Threads of a region wait here for each other; the last one to come resets the work counter.
-class Barrier {
+// The phases of a run, one after the other. Threads take a phase's tasks one by one, and the phase is over when all its
+// tasks are done, whoever did them: a thread that the system holds up keeps the others waiting only for the one task it
+// may have in hand, and passes by the phases that ended without it.
+class Phases {
  public:
-  explicit Barrier(int threads) : threads_(threads) {}
-  void wait(std::atomic<int64_t>* counter);
+  static constexpr int64_t kNone = -1;
+
+  // Before the first thread comes.
+  void start() {
+    next_.store(0, std::memory_order_relaxed);
+    done_.store(0, std::memory_order_relaxed);
+  }
+  // The next of `total` tasks of a phase; kNone when all are taken or the phase is over.
+  int64_t take(uint32_t phase, int64_t total);
+  // One task of the phase is done; whoever took it says so.
+  void finish() { done_.fetch_add(1, std::memory_order_acq_rel); }
+  // Returns when the phase is over. What its tasks wrote is visible then.
+  void wait(uint32_t phase, int64_t total);
+
+  // Numbers that one phase leaves to the next, so that a thread that comes late may look at them.
+  std::atomic<int64_t> notes[2];
 
  private:
-  const int threads_;
-  std::atomic<int> arrived_{0};
-  std::atomic<uint32_t> phase_{0};
+  // The number of the phase above, how many of its tasks are taken or done below.
+  std::atomic<uint64_t> next_{0}, done_{0};
 };
 
-// What a kernel sees of the thread that runs it.
+// Where a thread is in the phases.
+struct Progress {
+  uint32_t phase;
+  bool has_task;
+};
+
+// What a kernel sees of the thread that runs it. Between taking a task and the next call a thread may read what earlier
+// phases wrote; without a task it may be late, and that memory may be somebody else's by then.
 struct Context {
-  int thread;
   int threads;
   int64_t tokens;
   const Plan* plan;
-  Barrier* barrier;
-  std::atomic<int64_t>* counter;
-  char* shared;        // scratch of all threads, kSharedScratch bytes or what the op asked for
-  char* local;         // scratch of this thread
+  Phases* phases;
+  Progress* progress;
+  char* shared;  // scratch of all threads, kLocalScratch bytes or what the op asked for
+  char* local;   // scratch of this thread
 
-  // All threads of the region come here; what was written before is visible after.
-  void meet() const { barrier->wait(counter); }
-  // The next number that no thread has taken since the last meeting.
-  int64_t take() const { return counter->fetch_add(1, std::memory_order_relaxed); }
+  // The next of so many tasks that no thread has taken, or -1; the one before it is done.
+  int64_t take(int64_t total) const {
+    finish();
+    int64_t task = phases->take(progress->phase, total);
+    progress->has_task = task >= 0;
+    return task;
+  }
+  // All `total` tasks of this phase are done after; every thread calls it with the same number.
+  void meet(int64_t total) const {
+    finish();
+    if (total == 0) return;
+    phases->wait(progress->phase++, total);
+  }
+
+ private:
+  void finish() const {
+    if (progress->has_task) phases->finish();
+    progress->has_task = false;
+  }
 };
 
 // Bytes of scratch that each thread has for itself.
 constexpr size_t kLocalScratch = 1 << 20;
 
-using Kernel = void (*)(const Op&, const Context&);
+// Runs all phases of an operation but the wait for its last one; returns how many tasks that has.
+using Kernel = int64_t (*)(const Op&, const Context&);
 
 // The kernels of one instruction set.
 struct KernelTable {
@@ -89,7 +126,7 @@ struct KernelTable {
   Kernel kernels[kOpKinds];
   // Bytes of shared scratch that an operation needs for so many tokens.
   size_t (*shared_scratch)(const Op&, int64_t tokens);
-  void (*pack)(const struct PackJob&, int thread, int threads);
+  void (*pack)(const struct PackJob&, int64_t part, int64_t parts);
 };
 
 enum SourceType : int64_t { kSourceFloat32, kSourceBfloat16, kSourceFloat16 };

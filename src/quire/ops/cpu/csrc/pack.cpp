@@ -195,10 +195,10 @@ void put_span(const PackJob& job, char* panel, Lanes lanes, int64_t start, int64
 
 }  // namespace
 
-// Threads share out whole panels, so no two write the same line.
-void pack(const PackJob& job, int thread, int threads) {
+// Parts are of whole panels, so no two threads write the same line.
+void pack(const PackJob& job, int64_t part, int64_t parts) {
   int64_t first_panel = job.first_row / kPanel, end_panel = num_panels(job.first_row + job.rows);
-  Share share = share_of(end_panel - first_panel, thread, threads);
+  Share share = share_of(end_panel - first_panel, part, parts);
   alignas(64) float w[kSpan * kPanel];
   for (int64_t panel = first_panel + share.from; panel < first_panel + share.to; ++panel) {
     int64_t first = panel * kPanel;

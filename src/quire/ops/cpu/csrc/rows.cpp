@@ -80,33 +80,31 @@ float packed_value(const char* panel, int64_t format, int64_t size, int64_t colu
 }  // namespace
 
 // p ids int64, table, out; n size E, format, out row stride, first row (OPT's offset); f scale.
-void embedding(const Op& op, const Context& c) {
+int64_t embedding(const Op& op, const Context& c) {
   const int64_t* ids = static_cast<const int64_t*>(op.p[0]);
   int64_t size = op.n[0], format = op.n[1];
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
   V16 scale = splat(op.f[0]);
-  for (int64_t t = share.from; t < share.to; ++t) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t t) {
     int64_t row = ids[t] + op.n[3];
     float* out = output(op, 2) + t * op.n[2];
     if (format < 0) {  // a plain table of rows
       const float* from = input(op, 1) + row * size;
       for (int64_t i = 0; i < size; i += kLanes) store_part(out + i, load_part(from + i, size - i) * scale, size - i);
-      continue;
+      return;
     }
     const char* panel = static_cast<const char*>(op.p[1]) + row / kPanel * panel_bytes(format, size);
     for (int64_t i = 0; i < size; ++i) out[i] = packed_value(panel, format, size, row % kPanel, i) * op.f[0];
-  }
+  });
 }
 
 // p x, residual or null, weight, out, sum out or null; n size, group, x stride, x inner, out stride, out inner,
 // plus_one; f eps. With a residual: s = x + residual is stored too and normalised.
-void rms_norm(const Op& op, const Context& c) {
+int64_t rms_norm(const Op& op, const Context& c) {
   int64_t size = op.n[0];
   Rows from{op.n[1], op.n[2], op.n[3]}, to{op.n[1], op.n[4], op.n[5]};
   const float* weight = input(op, 2);
   V16 one = splat(op.n[6] ? 1.0f : 0.0f);
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t row = share.from; row < share.to; ++row) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float* x = input(op, 0) + from.at(row);
     float* out = output(op, 3) + to.at(row);
     if (op.p[1]) {
@@ -119,15 +117,14 @@ void rms_norm(const Op& op, const Context& c) {
     V16 factor = splat(1.0f / std::sqrt(sum_of_squares(x, size) / float(size) + op.f[0]));
     for (int64_t i = 0; i < size; i += kLanes)
       store_part(out + i, load_part(x + i, size - i) * factor * (load_part(weight + i, size - i) + one), size - i);
-  }
+  });
 }
 
 // p x, weight or null, bias or null, out; n size, group, x stride, x inner, out stride, out inner; f eps.
-void layer_norm(const Op& op, const Context& c) {
+int64_t layer_norm(const Op& op, const Context& c) {
   int64_t size = op.n[0];
   Rows from{op.n[1], op.n[2], op.n[3]}, to{op.n[1], op.n[4], op.n[5]};
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t row = share.from; row < share.to; ++row) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float* x = input(op, 0) + from.at(row);
     float* out = output(op, 3) + to.at(row);
     V16 total = zero();
@@ -142,15 +139,14 @@ void layer_norm(const Op& op, const Context& c) {
       if (op.p[2]) y = y + load_part(input(op, 2) + i, size - i);
       store_part(out + i, y, size - i);
     }
-  }
+  });
 }
 
 // p x, cos, sin, out; n heads, head size, pairs N, x stride, out stride, interleaved; one row per token.
 // A pair (a, b) becomes (a cos - b sin, b cos + a sin).
-void rope(const Op& op, const Context& c) {
+int64_t rope(const Op& op, const Context& c) {
   int64_t heads = op.n[0], size = op.n[1], pairs = op.n[2];
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t t = share.from; t < share.to; ++t) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t t) {
     const float *cos = input(op, 1) + t * pairs, *sin = input(op, 2) + t * pairs;
     for (int64_t h = 0; h < heads; ++h) {
       const float* x = input(op, 0) + t * op.n[3] + h * size;
@@ -172,56 +168,56 @@ void rope(const Op& op, const Context& c) {
       }
       for (int64_t i = 2 * pairs; i < size; ++i) out[i] = x[i];
     }
-  }
+  });
 }
 
 // p x, out; n size, kind, x stride, out stride.
-void activation(const Op& op, const Context& c) {
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t row = share.from; row < share.to; ++row)
+int64_t activation(const Op& op, const Context& c) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     for (int64_t i = 0; i < op.n[0]; i += kLanes) {
       int64_t left = op.n[0] - i;
       V16 x = load_part(input(op, 0) + row * op.n[2] + i, left);
       store_part(output(op, 1) + row * op.n[3] + i, activated(x, op.n[1]), left);
     }
+  });
 }
 
 // p x = gate | up, out; n size F, kind, x stride, out stride.
-void gated_activation(const Op& op, const Context& c) {
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t row = share.from; row < share.to; ++row) {
+int64_t gated_activation(const Op& op, const Context& c) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float* gate = input(op, 0) + row * op.n[2];
     for (int64_t i = 0; i < op.n[0]; i += kLanes) {
       int64_t left = op.n[0] - i;
       V16 y = activated(load_part(gate + i, left), op.n[1]) * load_part(gate + op.n[0] + i, left);
       store_part(output(op, 1) + row * op.n[3] + i, y, left);
     }
-  }
+  });
 }
 
 // p x, out; n size; f cap: cap tanh(x / cap).
-void softcap(const Op& op, const Context& c) {
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
+int64_t softcap(const Op& op, const Context& c) {
+  int64_t size = op.n[0];
   V16 cap = splat(op.f[0]);
-  for (int64_t i = share.from * op.n[0]; i < share.to * op.n[0]; i += kLanes) {
-    int64_t left = share.to * op.n[0] - i;
-    store_part(output(op, 1) + i, cap * tanh(load_part(input(op, 0) + i, left) / cap), left);
-  }
+  return each_row(c, c.tokens * op.rows, [&](int64_t row) {
+    const float* x = input(op, 0) + row * size;
+    for (int64_t i = 0; i < size; i += kLanes)
+      store_part(output(op, 1) + row * size + i, cap * tanh(load_part(x + i, size - i) / cap), size - i);
+  });
 }
 
 // p x, y, out; n size.
-void add(const Op& op, const Context& c) {
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t i = share.from * op.n[0]; i < share.to * op.n[0]; i += kLanes) {
-    int64_t left = share.to * op.n[0] - i;
-    store_part(output(op, 2) + i, load_part(input(op, 0) + i, left) + load_part(input(op, 1) + i, left), left);
-  }
+int64_t add(const Op& op, const Context& c) {
+  int64_t size = op.n[0];
+  return each_row(c, c.tokens * op.rows, [&](int64_t row) {
+    const float *x = input(op, 0) + row * size, *y = input(op, 1) + row * size;
+    for (int64_t i = 0; i < size; i += kLanes)
+      store_part(output(op, 2) + row * size + i, load_part(x + i, size - i) + load_part(y + i, size - i), size - i);
+  });
 }
 
 // p logits, ids out int64, values out; n V, row stride. The lowest id of equal ones; a NaN anywhere makes the value NaN.
-void greedy(const Op& op, const Context& c) {
-  Share share = share_of(c.tokens * op.rows, c.thread, c.threads);
-  for (int64_t row = share.from; row < share.to; ++row) {
+int64_t greedy(const Op& op, const Context& c) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float* x = input(op, 0) + row * op.n[1];
     float best = -std::numeric_limits<float>::infinity();
     bool has_nan = false;
@@ -256,7 +252,7 @@ void greedy(const Op& op, const Context& c) {
     }
     static_cast<int64_t*>(op.p[1])[row] = at;
     output(op, 2)[row] = has_nan ? std::numeric_limits<float>::quiet_NaN() : best;
-  }
+  });
 }
 
 }  // namespace QUIRE_ISA

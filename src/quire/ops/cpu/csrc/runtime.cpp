@@ -1,7 +1,8 @@
 // The thread pool, the choice of an instruction set, and the C interface that Python calls.
 //
-// One call runs a whole list of operations: threads enter it once and meet after each operation. Between calls they
-// look for work for a moment and then sleep, so an idle engine costs nothing and other processes get the cores.
+// One call runs a whole list of operations: threads enter it once and take the tasks of one phase after the other. A
+// thread that the system holds up is waited for only where it has a task in hand, so that on busy cores the others go on.
+// Between calls threads look for work for a moment and then sleep: an idle engine costs nothing.
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -98,28 +99,34 @@ Memory allocate(size_t bytes) {
 
 }  // namespace
 
-void Barrier::wait(std::atomic<int64_t>* counter) {
-  if (threads_ == 1) {
-    counter->store(0, std::memory_order_relaxed);
-    return;
+int64_t Phases::take(uint32_t phase, int64_t total) {
+  uint64_t word = next_.load(std::memory_order_acquire);
+  for (;;) {
+    if (uint32_t(word >> 32) != phase || int64_t(uint32_t(word)) >= total) return kNone;
+    if (next_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_acquire))
+      return int64_t(uint32_t(word));
   }
-  uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    counter->store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
-    return;
-  }
-  for (int turn = 0; phase_.load(std::memory_order_acquire) == phase; ++turn) {
+}
+
+void Phases::wait(uint32_t phase, int64_t total) {
+  const uint64_t before = uint64_t(phase) << 32, after = uint64_t(phase + 1) << 32;
+  for (int turn = 0; uint32_t(next_.load(std::memory_order_acquire) >> 32) == phase; ++turn) {
+    // One of the threads that see the last task done opens the next phase.
+    uint64_t all = before | uint64_t(total);
+    if (done_.load(std::memory_order_acquire) == all &&
+        done_.compare_exchange_strong(all, after, std::memory_order_acq_rel)) {
+      next_.store(after, std::memory_order_release);
+      return;
+    }
     QUIRE_PAUSE();
-    // The thread that is missing may be waiting for this very core.
+    // Whoever has the missing task may be waiting for this very core.
     if (turn > kTurnsBeforeYield) std::this_thread::yield();
   }
 }
 
 class Engine {
  public:
-  Engine(int threads, const KernelTable* table) : table_(table), threads_(threads), barrier_(threads) {
+  Engine(int threads, const KernelTable* table) : table_(table), threads_(threads) {
     for (int i = 0; i < threads; ++i) locals_.push_back(allocate(kLocalScratch));
     shared_size_ = kLocalScratch;
     shared_ = allocate(shared_size_);
@@ -169,39 +176,46 @@ class Engine {
 
   void stop() {
     stopping_.store(true);
+    state_.fetch_add(uint64_t(1) << 32, std::memory_order_seq_cst);
     wake();
     for (std::thread& worker : workers_) worker.join();
   }
 
   void everyone() {
-    counter_.store(0, std::memory_order_relaxed);
-    if (threads_ > 1) wake();
+    phases_.start();
+    // From here on workers may come in; those that sleep are woken, and missed by nobody if they come late or never.
+    uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
+    state_.store(generation << 32 | kOpen, std::memory_order_seq_cst);
+    wake();
     part(0);
-    // The last meeting of the region is its end: all have done their part.
+    // No more may come in, and those that are in must go: what they look at is the caller's.
+    state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+    for (int turn = 0; uint32_t(state_.load(std::memory_order_acquire)) != 0; ++turn) {
+      QUIRE_PAUSE();
+      if (turn > kTurnsBeforeYield) std::this_thread::yield();
+    }
   }
 
   void wake() {
     // In one order with the sleeper's: it counts itself, then looks. One of the two sees the other.
-    generation_.fetch_add(1, std::memory_order_seq_cst);
     if (sleepers_.load(std::memory_order_seq_cst) > 0) {
       std::lock_guard<std::mutex> lock(mutex_);
       condition_.notify_all();
     }
   }
 
+  // Through all phases of the job, with or without finding something to do.
   void part(int thread) {
-    // After the last meeting the caller may write the next job, so this one is copied.
-    const Work job = job_;
-    Context context{thread,    threads_,      job.tokens,                    job.plan, &barrier_,
-                    &counter_, shared_.get(), locals_[size_t(thread)].get()};
-    if (job.pack) {
-      table_->pack(*job.pack, thread, threads_);
-      context.meet();
+    Progress progress{};
+    Context context{threads_,  job_.tokens,   job_.plan, &phases_,
+                    &progress, shared_.get(), locals_[size_t(thread)].get()};
+    if (job_.pack) {
+      for (int64_t i = context.take(threads_); i >= 0; i = context.take(threads_))
+        table_->pack(*job_.pack, i, threads_);
+      context.meet(threads_);
     }
-    for (int64_t i = 0; i < job.count; ++i) {
-      table_->kernels[job.ops[i].kind](job.ops[i], context);
-      context.meet();
-    }
+    for (int64_t i = 0; i < job_.count; ++i)
+      context.meet(table_->kernels[job_.ops[i].kind](job_.ops[i], context));
   }
 
   void serve(int thread) {
@@ -209,14 +223,27 @@ class Engine {
     for (;;) {
       seen = next_generation(seen);
       if (stopping_.load()) return;
+      if (!enter(seen)) continue;
       part(thread);
+      state_.fetch_sub(1, std::memory_order_acq_rel);
     }
   }
+
+  // Whether the job of this generation is still going on; it then waits for this thread to leave.
+  bool enter(uint32_t generation) {
+    uint64_t state = state_.load(std::memory_order_acquire);
+    do {
+      if (uint32_t(state >> 32) != generation || !(state & kOpen)) return false;
+    } while (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel, std::memory_order_acquire));
+    return true;
+  }
+
+  uint32_t generation() const { return uint32_t(state_.load(std::memory_order_seq_cst) >> 32); }
 
   uint32_t next_generation(uint32_t seen) {
     for (int yields = 0; yields < kYieldsBeforeSleep; ++yields) {
       for (int turn = 0; turn < 200; ++turn) {
-        uint32_t now = generation_.load(std::memory_order_acquire);
+        uint32_t now = generation();
         if (now != seen) return now;
         QUIRE_PAUSE();
       }
@@ -224,16 +251,18 @@ class Engine {
     }
     std::unique_lock<std::mutex> lock(mutex_);
     sleepers_.fetch_add(1, std::memory_order_seq_cst);
-    condition_.wait(lock, [&] { return generation_.load(std::memory_order_seq_cst) != seen; });
+    condition_.wait(lock, [&] { return generation() != seen; });
     sleepers_.fetch_sub(1, std::memory_order_seq_cst);
-    return generation_.load(std::memory_order_acquire);
+    return generation();
   }
+
+  // Of state_: whether a job is going on; below, how many workers are in it; above, the number of the job.
+  static constexpr uint64_t kOpen = 1u << 31;
 
   const KernelTable* table_;
   const int threads_;
-  Barrier barrier_;
-  std::atomic<int64_t> counter_{0};
-  std::atomic<uint32_t> generation_{0};
+  Phases phases_;
+  std::atomic<uint64_t> state_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stopping_{false};
   std::mutex one_caller_;  // callers from several threads take turns

@@ -143,8 +143,9 @@ inline V16 dot_bf16(V16 sum, P32 w, int32_t x) {
 #if defined(__AVX512BF16__)
   return {_mm512_dpbf16_ps(sum.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(x))};
 #else
-  __m512 first = _mm512_castsi512_ps(_mm512_set1_epi32(x << 16));
-  __m512 second = _mm512_castsi512_ps(_mm512_set1_epi32(x & int(0xffff0000u)));
+  __m512i pair = _mm512_set1_epi32(x);
+  __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+  __m512 second = _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int(0xffff0000u))));
   __m512 low = _mm512_castsi512_ps(_mm512_slli_epi32(w.v, 16));
   __m512 high = _mm512_castsi512_ps(_mm512_and_si512(w.v, _mm512_set1_epi32(int(0xffff0000u))));
   return {_mm512_fmadd_ps(low, first, _mm512_fmadd_ps(high, second, sum.v))};
