@@ -14,6 +14,7 @@ constexpr int64_t kBlock = 640;        // most k values per pass over several ti
 constexpr int64_t kPanelsPerTask = 6;  // of many rows
 constexpr int64_t kTilesPerTask = 24;  // what a pass reads of so many tiles stays in L2
 constexpr int64_t kBytesPerTask = 128 << 10;  // of few rows, at least
+constexpr int64_t kMostFetching = 8;   // tiles of a task that is long enough to wait for its weights
 constexpr int64_t kCheapTiles = 16384;        // values that a thread prepares sooner than it meets another
 
 Job job_of(const Op& op, int64_t tokens) {
@@ -23,15 +24,37 @@ Job job_of(const Op& op, int64_t tokens) {
           op.n[4]};
 }
 
+// The span of a pass that begins at `start`.
+Span span_from(const Tiles& t, int64_t start, int64_t step) {
+  int64_t stop = std::min(start + step, t.padded);
+  return {start, stop, start == 0, stop == t.padded};
+}
+
+// Some panels at a time: their weights stay in L2 until the last tile is done, while those of the next span, or of the
+// next panels, are on their way.
+void run_fetching(const Job& job, const Tiles& t, Share tiles, Share panels, int64_t step) {
+  int64_t rows = rows_of(job, t, tiles.from).rows, count = tiles.to - tiles.from;
+  int64_t width = panels_at_once(int(rows), is_integer(job.format));
+  for (int64_t panel = panels.from; panel < panels.to; panel += width)
+    for (int64_t start = 0; start < t.padded; start += step) {
+      Span span = span_from(t, start, step);
+      Share group{panel, std::min(panel + width, panels.to)};
+      for (int64_t i = 0; i < count; ++i)
+        multiply_tile(job, t, tiles.from + i, group, span,
+                      Ahead{span.last ? group.to : panel, span.last ? 0 : span.to, i, count});
+    }
+}
+
+// One or two rows read weights as fast as they come, and many rows hardly wait for them.
 void run_block(const Job& job, const Tiles& t, Share tiles, Share panels) {
-  // Passes of equal length; a panel's part and a tile's stay in L1.
-  int64_t passes = tiles.to - tiles.from == 1 ? 1 : (t.padded + kBlock - 1) / kBlock;
-  int64_t step = rounded_up((t.padded + passes - 1) / passes, 64);
-  for (int64_t start = 0; start < t.padded; start += step) {
-    int64_t stop = std::min(start + step, t.padded);
-    Span span{start, stop, start == 0, stop == t.padded};
-    for (int64_t tile = tiles.from; tile < tiles.to; ++tile) multiply_tile(job, t, tile, panels.from, panels.to, span);
-  }
+  // Passes of equal length; a tile's part stays in L1.
+  int64_t passes = (t.padded + kBlock - 1) / kBlock, step = rounded_up((t.padded + passes - 1) / passes, 64);
+  int64_t count = tiles.to - tiles.from;
+  if (job.rows > 2 && count <= kMostFetching) return run_fetching(job, t, tiles, panels, step);
+  if (count == 1) step = t.padded;
+  for (int64_t start = 0; start < t.padded; start += step)
+    for (int64_t tile = tiles.from; tile < tiles.to; ++tile)
+      multiply_tile(job, t, tile, panels, span_from(t, start, step), Idle());
 }
 
 // How many parts the panels and the tiles are cut into; the threads take them one by one.

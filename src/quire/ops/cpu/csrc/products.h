@@ -4,7 +4,10 @@
 // Every output is one chain of additions over k in order, whatever R and P, so a row's bits do not depend on its batch.
 #pragma once
 
+#include <type_traits>
+
 #include "inputs.h"
+#include "kernels.h"
 
 namespace quire {
 namespace QUIRE_ISA {
@@ -13,6 +16,12 @@ namespace QUIRE_ISA {
 struct Span {
   int64_t from, to;
   bool first, last;
+};
+
+// Weights that will be needed next, from `panel` and `k` on: `tiles` tiles together fetch a span of them, this one the
+// part `tile`. Memory then works while the multipliers do.
+struct Ahead {
+  int64_t panel, k, tile, tiles;
 };
 
 // Each tile is a function of its own: together they would not find enough registers.
@@ -61,6 +70,34 @@ struct Panels {
   }
 };
 
+// Fetches the next weights step by step, a tile's part of `unit` bytes of each panel at a time.
+template <int P>
+class Fetcher {
+ public:
+  Fetcher(const Job& job, Span span, Ahead ahead, int64_t unit)
+      : from_(job, ahead.panel, ahead.k), step_(unit / ahead.tiles) {
+    for (int p = 0; p < P; ++p) from_.at[p] += line_bytes(job.format, span.to - span.from) / ahead.tiles * ahead.tile;
+  }
+  void step() {
+    for (int p = 0; p < P; ++p) {
+      for (int64_t i = 0; i < step_; i += kLine) fetch(from_.at[p] + i);
+      from_.at[p] += step_;
+    }
+  }
+
+ private:
+  Panels<P> from_;
+  const int64_t step_;
+};
+// Where nothing is to be fetched.
+struct Idle {
+  Idle(const Job&, Span, const Idle&, int64_t) {}
+  Idle() {}
+  void step() {}
+};
+template <int P, class Next>
+using FetcherFor = std::conditional_t<std::is_same_v<Next, Idle>, Idle, Fetcher<P>>;
+
 struct Float32Line {
   using Type = float;
   static V16 get(const float* p) { return load(p); }
@@ -74,15 +111,17 @@ template <class Line>
 struct FloatProduct {
   static constexpr bool kInteger = false;
 
-  template <int R, int P>
-  QUIRE_ALONE static void tile(const Job& job, const Tiles& t, Rows rows, int64_t panel, Span span) {
+  template <int R, int P, class Next>
+  QUIRE_ALONE static void tile(const Job& job, const Tiles& t, Rows rows, int64_t panel, Span span, Next ahead) {
     Panels<P> w(job, panel, span.from);
     const float* x = t.values ? values_of<float>(job, t, rows, span.from) : job.x;
     Target<R, P> target(job, rows, panel);
     V16 sums[R][P];
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) sums[r][p] = target.begin(r, p, span);
+    FetcherFor<P, Next> next(job, span, ahead, line_bytes(job.format, 1));
     for (int64_t i = 0; i < span.to - span.from; ++i, x += R) {
+      next.step();
       if constexpr (kHasManyRegisters) {
         V16 lines[P];
         for (int p = 0; p < P; ++p) lines[p] = Line::get(w.template line<typename Line::Type>(p, i, kPanel));
@@ -105,15 +144,17 @@ struct FloatProduct {
 struct Bf16DotProduct {
   static constexpr bool kInteger = false;
 
-  template <int R, int P>
-  QUIRE_ALONE static void tile(const Job& job, const Tiles& t, Rows rows, int64_t panel, Span span) {
+  template <int R, int P, class Next>
+  QUIRE_ALONE static void tile(const Job& job, const Tiles& t, Rows rows, int64_t panel, Span span, Next ahead) {
     Panels<P> w(job, panel, span.from);
     const int32_t* x = values_of<int32_t>(job, t, rows, span.from);
     Target<R, P> target(job, rows, panel);
     V16 sums[R][P];
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) sums[r][p] = target.begin(r, p, span);
+    FetcherFor<P, Next> next(job, span, ahead, kLine);
     for (int64_t i = 0; i < (span.to - span.from) / 2; ++i, x += R) {
+      next.step();
       P32 lines[P];
       for (int p = 0; p < P; ++p) lines[p] = load_bf16_line(w.template line<uint16_t>(p, i, 2 * kPanel));
       for (int r = 0; r < R; ++r)
@@ -201,8 +242,8 @@ template <class Group, bool HasStarts>
 struct IntegerProduct {
   static constexpr bool kInteger = true;
 
-  template <int R, int P>
-  QUIRE_ALONE static void tile(const Job& job, const Tiles& t, Rows rows, int64_t panel, Span span) {
+  template <int R, int P, class Next>
+  QUIRE_ALONE static void tile(const Job& job, const Tiles& t, Rows rows, int64_t panel, Span span, Next ahead) {
     const int64_t step = line_bytes(job.format, kGroup), words = kGroup * value_bytes(job.format) / 4;
     Panels<P> w(job, panel, span.from), all(job, panel, t.padded);  // scales lie behind the last line
     const int32_t* x = values_of<int32_t>(job, t, rows, span.from);
@@ -210,7 +251,9 @@ struct IntegerProduct {
     V16 sums[R][P];
     for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p) sums[r][p] = target.begin(r, p, span);
+    FetcherFor<P, Next> next(job, span, ahead, step);
     for (int64_t g = span.from / kGroup; g < span.to / kGroup; ++g, x += words * R) {
+      next.step();
       const int64_t at = rows.from * t.groups + g * R;
       I16 whole[R][P];
       for (int r = 0; r < R; ++r)
@@ -234,35 +277,37 @@ struct IntegerProduct {
   }
 };
 
-// Panels [from, to), as many at a time as there are registers for.
-template <class Product, int R, int P>
-void panels_of(const Job& job, const Tiles& t, Rows rows, int64_t from, int64_t to, Span span) {
-  int64_t panel = from;
-  for (; panel + P <= to; panel += P) Product::template tile<R, P>(job, t, rows, panel, span);
+// Some panels, as many at a time as there are registers for.
+template <class Product, int R, int P, class Next>
+void panels_of(const Job& job, const Tiles& t, Rows rows, Share panels, Span span, Next ahead) {
+  int64_t panel = panels.from;
+  for (; panel + P <= panels.to; panel += P) Product::template tile<R, P>(job, t, rows, panel, span, ahead);
   if constexpr (P > 1)
-    if (panel < to) panels_of<Product, R, P - 1>(job, t, rows, panel, to, span);
+    if (panel < panels.to) panels_of<Product, R, P - 1>(job, t, rows, {panel, panels.to}, span, ahead);
 }
 
-template <class Product, int R = most_rows(Product::kInteger)>
-void rows_and_panels(const Job& job, const Tiles& t, Rows rows, int64_t from, int64_t to, Span span) {
-  if (rows.rows == R) return panels_of<Product, R, panels_at_once(R, Product::kInteger)>(job, t, rows, from, to, span);
-  if constexpr (R > 1) rows_and_panels<Product, R - 1>(job, t, rows, from, to, span);
+template <class Product, class Next, int R = most_rows(Product::kInteger)>
+void rows_and_panels(const Job& job, const Tiles& t, Rows rows, Share panels, Span span, Next ahead) {
+  if (rows.rows == R)
+    return panels_of<Product, R, panels_at_once(R, Product::kInteger)>(job, t, rows, panels, span, ahead);
+  if constexpr (R > 1) rows_and_panels<Product, Next, R - 1>(job, t, rows, panels, span, ahead);
 }
 
-// One tile of rows with the panels [from, to).
-inline void multiply_tile(const Job& job, const Tiles& t, int64_t tile, int64_t from, int64_t to, Span span) {
+// One tile of rows with some panels; `ahead` is an Ahead or Idle.
+template <class Next>
+void multiply_tile(const Job& job, const Tiles& t, int64_t tile, Share panels, Span span, Next ahead) {
   Rows rows = rows_of(job, t, tile);
   switch (job.format) {
     case kFloat32:
-      return rows_and_panels<FloatProduct<Float32Line>>(job, t, rows, from, to, span);
+      return rows_and_panels<FloatProduct<Float32Line>>(job, t, rows, panels, span, ahead);
     case kBfloat16:
-      return rows_and_panels<FloatProduct<Bfloat16Line>>(job, t, rows, from, to, span);
+      return rows_and_panels<FloatProduct<Bfloat16Line>>(job, t, rows, panels, span, ahead);
     case kBfloat16Dot:
-      return rows_and_panels<Bf16DotProduct>(job, t, rows, from, to, span);
+      return rows_and_panels<Bf16DotProduct>(job, t, rows, panels, span, ahead);
     case kInt8:
-      return rows_and_panels<IntegerProduct<Int8Group, kHasByteDots>>(job, t, rows, from, to, span);
+      return rows_and_panels<IntegerProduct<Int8Group, kHasByteDots>>(job, t, rows, panels, span, ahead);
     default:
-      return rows_and_panels<IntegerProduct<Int4Group, true>>(job, t, rows, from, to, span);
+      return rows_and_panels<IntegerProduct<Int4Group, true>>(job, t, rows, panels, span, ahead);
   }
 }
 

@@ -456,6 +456,9 @@ inline V16 dot_bf16(V16 sum, P32 w, int32_t x) {
 
 #endif
 
+// Begins to bring a line of memory near.
+inline void fetch(const char* p) { __builtin_prefetch(p, 0, 2); }
+
 // What was read before is read again after, rather than kept in registers that are needed.
 inline void forget_loads() { asm volatile("" ::: "memory"); }
 
