@@ -244,7 +244,7 @@ def _qkv(shapes: OpShapes, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
     """q [T, H, D] and k, v [T, K, D], parts of one product as they are in a layer."""
     spec = shapes.attention
     parts = (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)
-    q, k, v = torch.split(torch.randn(tokens, sum(parts), spec.head_dim), parts, dim=1)
+    q, k, v = torch.split(torch.randn(tokens, sum(parts), spec.head_dim), list(parts), dim=1)
     return q, k, v
 
 
