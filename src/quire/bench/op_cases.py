@@ -43,7 +43,8 @@ class Work:
 
     operations: float = 0.0
     """Two per product; 0 where arithmetic is not what it costs."""
-    is_integer: bool = False
+    precision: str = "float32"
+    """Of the weights, which says what arithmetic would do: a key of `FORMATS`."""
     memory_bytes: float = 0.0
     """Weights and pages, which come from memory."""
     cache_bytes: float = 0.0
@@ -144,7 +145,7 @@ def _linear(matrix: MatrixShape, weight_format: str, rows: Sequence[int]) -> Ite
             tokens=count,
             work=Work(
                 operations=2.0 * count * matrix.rows * matrix.columns,
-                is_integer=weight_format.startswith("int"),
+                precision=weight_format,
                 memory_bytes=packed_bytes(matrix.rows, matrix.columns, weight_format),
                 cache_bytes=4.0 * count * (matrix.rows + matrix.columns),
             ),
@@ -171,7 +172,7 @@ def _experts(shapes: OpShapes, weight_format: str, rows: Sequence[int]) -> Itera
             tokens=count,
             work=Work(
                 operations=6.0 * count * chosen * spec.hidden_size * spec.width,
-                is_integer=weight_format.startswith("int"),
+                precision=weight_format,
                 memory_bytes=one * len(set(ids.flatten().tolist())),
                 cache_bytes=8.0 * count * spec.hidden_size,
             ),

@@ -32,7 +32,6 @@ _CACHE_BYTES = 256 << 10
 """Per thread: past the first cache, within the second."""
 _LEAST_MEMORY = 256 << 20
 _CEILING_ROUNDS = 3
-_FLOAT_UNIT = UNITS[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,22 +64,17 @@ class Ceilings:
     peaks: dict[str, float]
     """Operations per second by kind of arithmetic, two per product."""
 
-    @property
-    def float_rate(self) -> float:
-        """Of float32 activations, with weights in whatever float format."""
-        return self.peaks[_FLOAT_UNIT]
-
-    @property
-    def integer_rate(self) -> float:
-        """Of the fastest integer arithmetic; of float32 where there is none."""
-        return max((rate for unit, rate in self.peaks.items() if unit.startswith("int")), default=self.float_rate)
+    def rate_of(self, weight_format: str) -> float:
+        """Operations per second of the fastest arithmetic that weights in this format allow."""
+        starts = {"bfloat16_dot": ("bfloat16", "float32"), "int8": ("int", "float32"), "int4": ("int", "float32")}
+        return max(rate for unit, rate in self.peaks.items() if unit.startswith(starts.get(weight_format, "float32")))
 
     def floors(self, work: Work) -> dict[str, float]:
         """The least seconds that each part of the work takes."""
         return {
             "memory": work.memory_bytes / self.memory_rate,
             "cache": work.cache_bytes / self.cache_rate,
-            "arithmetic": work.operations / (self.integer_rate if work.is_integer else self.float_rate),
+            "arithmetic": work.operations / (self.rate_of(work.precision)),
         }
 
     def best_of(self, other: Ceilings) -> Ceilings:

@@ -22,6 +22,8 @@ from quire.cli.flags import add_engine_flags, read_options
 if typing.TYPE_CHECKING:
     from quire.bench import compare
 
+_NARROW_FORMATS = ("bfloat16", "bfloat16_dot", "int8", "int4")
+"""Weight formats of the CPU kernels beside float32; named here because the kernels' own list comes with torch."""
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
@@ -280,7 +282,7 @@ async def _compare(plan: compare.Plan, output: Path | None) -> compare.CompareRe
 
 def _configure_ops(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="A checkpoint's sizes; SmolLM2-135M's by default.")
-    kinds, formats = ("linear", "attention", "experts", "rows"), ("float32", "bfloat16", "int8", "int4")
+    kinds, formats = ("linear", "attention", "experts", "rows"), ("float32", *_NARROW_FORMATS)
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="Operations. Default: all.")
     parser.add_argument("--formats", nargs="+", choices=formats, default=formats, help="Of weights. Default: all.")
     lists = {"rows": (1, 2, 4, 8, 16, 32, 64, 512), "contexts": (512, 4096)}
@@ -313,9 +315,12 @@ def _run_ops(args: argparse.Namespace) -> int:
 
 def _configure_accuracy(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", default=BUILTIN_MODEL, metavar="MODEL", help="Default: the built-in one.")
-    formats = ("bfloat16", "int8", "int4")
     parser.add_argument(
-        "--formats", nargs="+", choices=formats, default=formats, help="Of weights, beside float32. Default: all."
+        "--formats",
+        nargs="+",
+        choices=_NARROW_FORMATS,
+        default=_NARROW_FORMATS,
+        help="Of weights, beside float32. Default: all.",
     )
     parser.add_argument(
         "--text", type=Path, metavar="FILE", help="What to predict: a text, or .jsonl with a string, {text}, or "

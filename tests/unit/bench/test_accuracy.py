@@ -41,16 +41,17 @@ def result(info, tokenizer, demo_path):
 
 @needs_kernels
 def test_fewer_bits_differ_more_from_float32_weights(result):
-    full, half, int8, int4, other = result.formats
-    assert [one.name for one in result.formats] == ["float32", "bfloat16", "int8", "int4", other.name]
+    full, half, dots, int8, int4, other = result.formats
+    assert [one.name for one in result.formats] == ["float32", "bfloat16", "bfloat16_dot", "int8", "int4", other.name]
     assert full.divergence == full.logit_error == 0.0
     assert full.agreement == 1.0
     assert half.divergence == 0.0, "the checkpoint holds no more than bfloat16"
     assert 0 < int8.divergence < int4.divergence
+    assert dots.divergence < int4.divergence
     assert 0 < int8.logit_error < 0.05 < int4.logit_error < 0.5
     assert int8.agreement >= int4.agreement > 0.5
     assert dataclasses.replace(other, name="", seconds=0) == dataclasses.replace(full, name="", seconds=0)
-    assert json.loads(as_json(result))["formats"][2]["divergence"] == int8.divergence
+    assert json.loads(as_json(result))["formats"][3]["divergence"] == int8.divergence
     assert "same token" in describe(result)
 
 

@@ -17,6 +17,7 @@ from quire.bench.ops import Ceilings, OpsLoad, describe, run_ops
 from quire.bench.report import as_json
 from quire.ops.cpu import ceilings
 from quire.ops.cpu.ceilings import UNITS, peak_rate, read_rate
+from quire.ops.cpu.weights import FORMATS
 from quire.quant.interface import ExpertsSpec
 
 pytestmark = pytest.mark.skipif(not are_usable(), reason="the CPU kernels were not built")
@@ -33,7 +34,7 @@ SMALL = dataclasses.replace(
     experts=ExpertsSpec(num_experts=4, hidden_size=64, width=32, activation="silu"),
 )
 CEILINGS = Ceilings(
-    threads=2, memory_rate=10.0, cache_rate=100.0, peaks={"float32 fma": 20.0, "int16 madd": 30.0, "int8 vnni": 50.0}
+    threads=2, memory_rate=10.0, cache_rate=100.0, peaks={"float32 fma": 20.0, "int16 madd": 30.0, "int8 dot": 50.0}
 )
 
 
@@ -63,7 +64,7 @@ def test_every_operation_of_a_layer_is_timed_on_one_thread_and_on_all(small_resu
     by_threads = [[(one.op, one.shape, one.rows) for one in small_result.ops if one.threads == n] for n in (1, 2)]
     assert by_threads[0] == by_threads[1]
     formats = {one.precision for one in small_result.ops if one.op == "packed_linear" and one.shape.startswith("up")}
-    assert formats == {"float32", "bfloat16", "int8", "int4"}
+    assert formats == set(FORMATS)
     assert not small_result.skipped
 
 
@@ -83,17 +84,20 @@ def test_times_come_with_their_spread_and_the_share_of_the_ceiling(small_result)
 def test_the_least_time_is_the_longest_of_memory_cache_and_arithmetic():
     work = Work(operations=100.0, memory_bytes=20.0, cache_bytes=50.0)
     assert CEILINGS.floors(work) == {"memory": 2.0, "cache": 0.5, "arithmetic": 5.0}
-    assert CEILINGS.floors(dataclasses.replace(work, is_integer=True))["arithmetic"] == 2.0
+    assert CEILINGS.floors(dataclasses.replace(work, precision="int8"))["arithmetic"] == 2.0
     plain = dataclasses.replace(CEILINGS, peaks={"float32 fma": 20.0})
-    assert plain.floors(dataclasses.replace(work, is_integer=True))["arithmetic"] == 5.0
+    assert plain.floors(dataclasses.replace(work, precision="int8"))["arithmetic"] == 5.0
 
 
 def test_the_better_of_two_measured_ceilings_counts():
-    other = dataclasses.replace(
-        CEILINGS, memory_rate=12.0, cache_rate=90.0, peaks={**CEILINGS.peaks, "int8 vnni": 60.0}
-    )
+    other = dataclasses.replace(CEILINGS, memory_rate=12.0, cache_rate=90.0, peaks={**CEILINGS.peaks, "int8 dot": 60.0})
     best = CEILINGS.best_of(other)
-    assert (best.memory_rate, best.cache_rate, best.integer_rate, best.float_rate) == (12.0, 100.0, 60.0, 20.0)
+    assert (best.memory_rate, best.cache_rate, best.rate_of("int4"), best.rate_of("bfloat16")) == (
+        12.0,
+        100.0,
+        60.0,
+        20.0,
+    )
 
 
 def test_weights_and_pages_come_in_more_copies_than_a_cache_holds():
@@ -188,7 +192,9 @@ def test_a_rate_is_what_was_done_over_the_seconds_of_the_fastest_round(monkeypat
 
 
 def test_an_instruction_set_is_known_by_the_beginning_of_its_name():
-    """A finer level of the kernels has the ceilings of the level that it refines."""
+    """A finer level of the kernels has the ceilings of the level that it refines, and its own."""
     for name in instruction_sets():
         assert peak_rate("float32 fma", instruction_set=f"{name}x", threads=1, rounds=1) is not None
+        for unit, levels in {"int8 dot": ("avx512vnni", "avx512bf16"), "bfloat16 dot": ("avx512bf16",)}.items():
+            assert (peak_rate(unit, instruction_set=name, threads=1, rounds=1) is not None) == (name in levels)
     assert peak_rate("float32 fma", instruction_set="unknown", threads=1, rounds=1) is None

@@ -9,7 +9,7 @@ import torch
 
 from quire.ops.cpu.library import load_library
 
-UNITS = ("float32 fma", "bfloat16 dot", "int16 madd", "int16 vnni", "int8 madd", "int8 vnni")
+UNITS = ("float32 fma", "bfloat16 dot", "int16 madd", "int16 dot", "int8 madd", "int8 dot")
 """Kinds of arithmetic, in the order of csrc/ceilings.cpp: the multiplication, and how its products are added up."""
 _SECONDS = 0.02
 """Length of one measurement: long beside the start of a thread."""

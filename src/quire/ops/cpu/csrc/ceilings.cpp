@@ -17,22 +17,16 @@ using Compute = void (*)(int64_t turns);
 using Read = void (*)(const char* memory, int64_t bytes);
 
 struct Loop {
-  const char* level;   // what the names of its instruction sets begin with
+  const char* level;   // what the names of its instruction sets (hatch_build.py) begin with
   Unit unit;
   int64_t operations;  // of one turn, two per product
-  bool (*is_here)();
   Compute run;
 };
 
 constexpr int64_t kLine = 512;  // bytes that a turn of a reading loop takes
 constexpr int kChains = 12;     // sums that are under way at once: more than latency times multipliers
 
-bool always() { return true; }
-
 #if defined(__x86_64__)
-
-bool has_bf16() { return __builtin_cpu_supports("avx512bf16"); }
-bool has_vnni() { return __builtin_cpu_supports("avx512vnni"); }
 
 #define QUIRE_CHAINS(f) f("0") f("1") f("2") f("3") f("4") f("5") f("6") f("7") f("8") f("9") f("10") f("11")
 #define QUIRE_CLEAR(n) "vpxor %%xmm" n ", %%xmm" n ", %%xmm" n "\n"
@@ -122,24 +116,26 @@ void read_portable(const char* memory, int64_t bytes) {
 
 const Loop kLoops[] = {
 #if defined(__x86_64__)
-    {"avx512", kFloat32Fma, kChains * 32, always, fma512},
-    {"avx512", kBfloat16Dot, kChains * 64, has_bf16, bf16_512},
-    {"avx512", kInt16Madd, kChains * 64, always, madd16_512},
-    {"avx512", kInt16Dot, kChains * 64, has_vnni, dot16_512},
-    {"avx512", kInt8Madd, kChains * 128, always, madd8_512},
-    {"avx512", kInt8Dot, kChains * 128, has_vnni, dot8_512},
-    {"avx2", kFloat32Fma, kChains * 16, always, fma256},
-    {"avx2", kInt16Madd, kChains * 32, always, madd16_256},
-    {"avx2", kInt8Madd, kChains * 64, always, madd8_256},
+    {"avx512", kFloat32Fma, kChains * 32, fma512},
+    {"avx512", kInt16Madd, kChains * 64, madd16_512},
+    {"avx512", kInt8Madd, kChains * 128, madd8_512},
+    {"avx512vnni", kInt16Dot, kChains * 64, dot16_512},
+    {"avx512vnni", kInt8Dot, kChains * 128, dot8_512},
+    {"avx512bf16", kInt16Dot, kChains * 64, dot16_512},
+    {"avx512bf16", kInt8Dot, kChains * 128, dot8_512},
+    {"avx512bf16", kBfloat16Dot, kChains * 64, bf16_512},
+    {"avx2", kFloat32Fma, kChains * 16, fma256},
+    {"avx2", kInt16Madd, kChains * 32, madd16_256},
+    {"avx2", kInt8Madd, kChains * 64, madd8_256},
 #endif
-    {"portable", kFloat32Fma, kChains * 8, always, compute_portable},
+    {"portable", kFloat32Fma, kChains * 8, compute_portable},
 };
 
 bool begins(const char* text, const char* start) { return !std::strncmp(text, start, std::strlen(start)); }
 
 const Loop* loop_of(const char* level, int64_t unit) {
   for (const Loop& loop : kLoops)
-    if (loop.unit == unit && begins(level, loop.level) && loop.is_here()) return &loop;
+    if (loop.unit == unit && begins(level, loop.level)) return &loop;
   return nullptr;
 }
 
@@ -186,7 +182,8 @@ double together(int64_t threads, Part part) {
 
 extern "C" {
 
-// Operations of one turn of a unit's loop; 0 where the instruction set or this processor does not have it.
+// Operations of one turn of a unit's loop; 0 where the instruction set does not have it. This and all below: only for
+// instruction sets that this machine can run.
 QUIRE_API int64_t quire_ceiling_operations(const char* level, int64_t unit) {
   const Loop* loop = loop_of(level, unit);
   return loop ? loop->operations : 0;
