@@ -62,8 +62,9 @@ def test_the_log_probabilities_judged_are_those_the_engine_gives(info, tokenizer
     ids = tokenizer.encode(TEXT)
     rows = torch.cat(list(Scorer(info, weight_format, context=64).log_probs(Document(ids))))
     ours = rows.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
-    options = {"dtype": "float32"} if weight_format == "float32" else {"quantization": weight_format}
-    with LLM(demo_path, max_model_len=128, kv_cache_memory_bytes=8 << 20, **options) as llm:
+    quantization = "none" if weight_format == "float32" else weight_format
+    options = {"dtype": "float32", "quantization": quantization, "kv_cache_memory_bytes": 8 << 20}
+    with LLM(demo_path, max_model_len=128, **options) as llm:
         [output] = llm.generate(
             [{"prompt_token_ids": ids}], SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False
         )
