@@ -33,8 +33,6 @@ MAX_HEAD_ROWS = 64
 DECODE_ROWS = (1, 8, 32)
 PREFILL_TOKENS = 512
 _PAGE_SIZE = 16
-_CACHES = 4
-"""How many times larger than the last cache all copies are together: caches keep a part of what comes round again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +113,15 @@ def last_cache_bytes() -> int:
     return max(sizes, default=32 << 20)
 
 
+def working_set_bytes() -> int:
+    """Bytes that all copies have together: eight times the last cache, which keeps a part of what comes round again;
+    less where that cache is huge."""
+    cache = last_cache_bytes()
+    return max(2 * cache, min(8 * cache, 1 << 30))
+
+
 def _num_copies(num_bytes: int) -> int:
-    return -(-_CACHES * last_cache_bytes() // num_bytes)
+    return -(-working_set_bytes() // num_bytes)
 
 
 def _matrices(matrix: MatrixShape, weight_format: str, *, count: int = 1) -> list[PackedMatrix]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from quire.base.cpu_kernels import are_usable, chosen_instruction_set
 from quire.base.errors import ConfigError
-from quire.bench.op_cases import KINDS, Case, Group, Selection, Work, groups_of, last_cache_bytes
+from quire.bench.op_cases import KINDS, Case, Group, Selection, Work, groups_of, working_set_bytes
 from quire.bench.op_shapes import OpShapes
 from quire.bench.report import table
 from quire.ops.cpu.ceilings import UNITS, peak_rate, read_rate
@@ -30,7 +30,6 @@ _MOST_CALLS = 1024
 """Of operations that take less than a microsecond, to bound the list."""
 _CACHE_BYTES = 256 << 10
 """Per thread: past the first cache, within the second."""
-_LEAST_MEMORY = 256 << 20
 _CEILING_ROUNDS = 3
 
 
@@ -58,7 +57,7 @@ class Ceilings:
 
     threads: int
     memory_rate: float
-    """Bytes per second read from memory."""
+    """Bytes per second read from as much memory as the copies of weights and pages are."""
     cache_rate: float
     """Bytes per second read from the second cache."""
     peaks: dict[str, float]
@@ -209,7 +208,7 @@ def measure_ceilings(pool: Pool) -> Ceilings:
     """What as many threads as the pool has reach, on its instruction set."""
     threads, level = pool.threads, pool.instruction_set
     peaks = {unit: peak_rate(unit, instruction_set=level, threads=threads, rounds=_CEILING_ROUNDS) for unit in UNITS}
-    sizes = (max(_LEAST_MEMORY, 4 * last_cache_bytes()), _CACHE_BYTES * threads)
+    sizes = (working_set_bytes(), _CACHE_BYTES * threads)
     memory, cache = (read_rate(size, instruction_set=level, threads=threads, rounds=_CEILING_ROUNDS) for size in sizes)
     return Ceilings(
         threads=threads,

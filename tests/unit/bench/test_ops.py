@@ -42,9 +42,7 @@ CEILINGS = Ceilings(
 def small_caches():
     """Working sets of some kilobytes: a test waits for no memory."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (op_cases, ops):
-            patch.setattr(module, "last_cache_bytes", lambda: 1 << 14)
-        patch.setattr(ops, "_LEAST_MEMORY", 1 << 20)
+        patch.setattr(op_cases, "last_cache_bytes", lambda: 1 << 14)
         patch.setattr(ops, "_PASS_SECONDS", 1e-4)
         yield
 
@@ -104,7 +102,7 @@ def test_weights_and_pages_come_in_more_copies_than_a_cache_holds():
     selection = Selection(kinds=("linear", "attention"), formats=("int8",), rows=(1,), contexts=(40,))
     for _, group in groups_of(SMALL, selection):
         for case in group():
-            assert len(case.calls) * case.work.memory_bytes >= (op_cases._CACHES - 1) * op_cases.last_cache_bytes()
+            assert len(case.calls) * case.work.memory_bytes >= 6 * op_cases.last_cache_bytes()
 
 
 def test_experts_take_turns_so_that_no_cache_holds_the_chosen_ones():
@@ -198,3 +196,9 @@ def test_an_instruction_set_is_known_by_the_beginning_of_its_name():
         for unit, levels in {"int8 dot": ("avx512vnni", "avx512bf16"), "bfloat16 dot": ("avx512bf16",)}.items():
             assert (peak_rate(unit, instruction_set=name, threads=1, rounds=1) is not None) == (name in levels)
     assert peak_rate("float32 fma", instruction_set="unknown", threads=1, rounds=1) is None
+
+
+@pytest.mark.parametrize(("cache", "expected"), [(32 << 20, 256 << 20), (384 << 20, 1 << 30), (768 << 20, 1536 << 20)])
+def test_the_working_set_is_larger_than_the_cache_and_bounded_where_that_is_huge(monkeypatch, cache, expected):
+    monkeypatch.setattr(op_cases, "last_cache_bytes", lambda: cache)
+    assert op_cases.working_set_bytes() == expected

@@ -41,8 +41,7 @@ def test_every_kind_prints_json_when_asked(parsed):
 
 @needs_kernels
 def test_operations_are_measured_from_the_command_line(capsys, monkeypatch):
-    monkeypatch.setattr(ops, "_LEAST_MEMORY", 1 << 20)
-    monkeypatch.setattr(ops, "last_cache_bytes", lambda: 1 << 14)
+    monkeypatch.setattr(op_cases, "last_cache_bytes", lambda: 1 << 14)
     words = ["--kinds", "rows", "--rows", "2", "--threads", "1", "--rounds", "1", "--json"]
     assert cli.main(["bench", "ops", "quire-demo", *words]) == 0
     result = json.loads(capsys.readouterr().out)
