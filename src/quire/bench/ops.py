@@ -132,7 +132,7 @@ class OpsResult:
     instruction_set: str
     load: OpsLoad
     ceilings: list[Ceilings]
-    """By number of threads: measured before and after the operations, the better one counts."""
+    """By number of threads: measured before and after every group of operations; the best counts."""
     ops: list[OpResult]
     skipped: list[str]
     """Groups that the time limit left out."""
@@ -170,7 +170,7 @@ class _Timed:
 
 
 def run_ops(shapes: OpShapes, load: OpsLoad) -> OpsResult:
-    """Measure the ceilings, every operation of the load on one thread and on all, and the ceilings once more.
+    """Measure every operation of the load on one thread and on all, and the ceilings before and after each group.
 
     Raises:
         ConfigError: the kernels were not built, or the environment asks for the reference instead.
@@ -192,8 +192,8 @@ def run_ops(shapes: OpShapes, load: OpsLoad) -> OpsResult:
             skipped.append(name)
             continue
         timed += _run_group(group, pools, ceilings, rounds=load.rounds, max_seconds=left / (len(groups) - index))
-    for pool in pools:
-        ceilings[pool.threads] = ceilings[pool.threads].best_of(measure_ceilings(pool))
+        for pool in pools:
+            ceilings[pool.threads] = ceilings[pool.threads].best_of(measure_ceilings(pool, rounds=1))
     return OpsResult(
         shapes=shapes,
         instruction_set=instruction_set,
@@ -204,12 +204,12 @@ def run_ops(shapes: OpShapes, load: OpsLoad) -> OpsResult:
     )
 
 
-def measure_ceilings(pool: Pool) -> Ceilings:
+def measure_ceilings(pool: Pool, *, rounds: int = _CEILING_ROUNDS) -> Ceilings:
     """What as many threads as the pool has reach, on its instruction set."""
     threads, level = pool.threads, pool.instruction_set
-    peaks = {unit: peak_rate(unit, instruction_set=level, threads=threads, rounds=_CEILING_ROUNDS) for unit in UNITS}
+    peaks = {unit: peak_rate(unit, instruction_set=level, threads=threads, rounds=rounds) for unit in UNITS}
     sizes = (working_set_bytes(), _CACHE_BYTES * threads)
-    memory, cache = (read_rate(size, instruction_set=level, threads=threads, rounds=_CEILING_ROUNDS) for size in sizes)
+    memory, cache = (read_rate(size, instruction_set=level, threads=threads, rounds=rounds) for size in sizes)
     return Ceilings(
         threads=threads,
         memory_rate=memory,
