@@ -34,7 +34,7 @@ TARGET = HERE / "src/quire/ops/cpu/kernels.so"
 STAMP = TARGET.with_suffix(".so.stamp")
 """What the library beside it was made from; pip asks for the same build more than once."""
 COMMON = ("-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra")
-ONCE = ("runtime.cpp",)
+ONCE = ("ceilings.cpp", "runtime.cpp")
 """Sources that no instruction set is chosen for."""
 
 

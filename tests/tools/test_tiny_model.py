@@ -17,6 +17,7 @@ from tools.tiny_model.evaluate import (
     EXACT_TASKS,
     HELD_OUT,
     OTHER_TASKS,
+    SEED,
     Question,
     Score,
     evaluate,
@@ -32,6 +33,7 @@ from tools.tiny_model.proof import CorpusTrace, LeakError, leaks, prove, trace_t
 from tools.tiny_model.recipe import DEMO_RECIPE, DRAFT_RECIPE, Recipe
 from tools.tiny_model.render import render
 from tools.tiny_model.scoring import is_right, most_repeats, story_fault, tool_calls
+from tools.tiny_model.texts import held_out_lines
 from tools.tiny_model.tokenizer import MARKERS, VOCABULARY, Encoder
 from tools.tiny_model.train import Trainer
 
@@ -305,3 +307,15 @@ class TestAssets:
         settings = json.loads((ASSETS / "quire-demo" / "generation_config.json").read_text())
         assert encoder.end_id in settings["eos_token_id"]
         assert settings["temperature"] == 0.0
+
+
+def test_held_out_texts_end_in_the_reply_that_is_right() -> None:
+    lines = [json.loads(line) for line in held_out_lines("valid", 2)]
+    assert len(lines) == 2 * len(EXACT_TASKS + OTHER_TASKS)
+    for line in lines:
+        assert line["prompt"].endswith("<|im_start|>assistant\n")
+        assert line["completion"].endswith("<|im_end|>")
+    episode = held_episode("sum", "valid", SEED, 0)
+    sums = lines[EXACT_TASKS.index("sum")]
+    assert sums["completion"] == episode.messages[-1]["content"] + "<|im_end|>"
+    assert episode.messages[-2]["content"] in sums["prompt"]

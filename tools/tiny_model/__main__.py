@@ -27,6 +27,7 @@ from tools.tiny_model.generate import Chat, TorchChat
 from tools.tiny_model.heldout import Split
 from tools.tiny_model.proof import prove, trace_training
 from tools.tiny_model.recipe import DEMO_RECIPE, DRAFT_RECIPE, Recipe
+from tools.tiny_model.texts import held_out_lines
 from tools.tiny_model.tokenizer import Encoder, train_tokenizer
 from tools.tiny_model.train import Trainer
 
@@ -34,6 +35,7 @@ _README = Path(__file__).parent / "README.md"
 _BEGIN, _END = "<!-- table -->", "<!-- end of table -->"
 _RECIPES: tuple[Recipe, ...] = (DEMO_RECIPE, DRAFT_RECIPE)
 _TOKENIZER_SEED = 1
+_TEXTS_PER_TASK = 20
 
 
 def _tokenizer(work: Path) -> Tokenizer:
@@ -114,7 +116,7 @@ def _evaluate(args: argparse.Namespace, split: Split, count: int) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.tiny_model", description=__doc__)
-    steps = ("make", "tokenizer", "train", "draft", "export", "prove", "validate", "evaluate")
+    steps = ("make", "tokenizer", "train", "draft", "export", "prove", "validate", "evaluate", "texts")
     parser.add_argument("step", choices=steps)
     parser.add_argument("--out", type=Path, default=Path("src/quire/assets"), help="folder of the model folders")
     parser.add_argument("--work", type=Path, default=Path("build/tiny_model"), help="folder of the checkpoints")
@@ -136,6 +138,9 @@ def main(argv: list[str] | None = None) -> int:
         _export(args.work, args.out)
     if everything or args.step == "prove":
         _prove(args.work)
+    if args.step == "texts":
+        print(*held_out_lines("valid", _TEXTS_PER_TASK), sep="\n")
+        return 0
     if args.step == "validate":
         return _evaluate(args, "valid", 20)
     if everything or args.step == "evaluate":

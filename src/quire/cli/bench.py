@@ -1,4 +1,4 @@
-"""Measure on this machine: offline throughput, a server under load, what paging costs, a cold start, several servers.
+"""Measure on this machine: throughput, load, paging, a cold start, several servers, operations, quantized weights.
 
 Every number is of this run; a ratio compares two sides of the same run. Counts and times are bounded by the flags.
 """
@@ -11,6 +11,7 @@ import dataclasses
 import signal
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +22,25 @@ from quire.cli.flags import add_engine_flags, read_options
 if typing.TYPE_CHECKING:
     from quire.bench import compare
 
+_NARROW_FORMATS = ("bfloat16", "bfloat16_dot", "int8", "int4")
+"""Weight formats of the CPU kernels beside float32; named here because the kernels' own list comes with torch."""
 EXIT_TERMINATED = 128 + signal.SIGTERM
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `quire bench`."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,paging,startup,compare}")
-    offline = kinds.add_parser("offline", help="one request at a time against all at once, engine in this process")
-    serving = kinds.add_parser("serving", help="latency and goodput of an OpenAI-style server under load")
-    paging = kinds.add_parser("paging", help="attention over pages against contiguous memory, by page size")
-    startup = kinds.add_parser("startup", help="from starting `quire serve` to the first text, phase by phase")
-    compare = kinds.add_parser("compare", help="several servers on the same work, one at a time and in alternation")
-    _configure_offline(offline)
-    _configure_serving(serving)
-    _configure_paging(paging)
-    _configure_startup(startup)
-    _configure_compare(compare)
-    for kind in (offline, serving, paging, startup, compare):
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{" + ",".join(_KINDS) + "}")
+    for name, (help_text, configure_kind, _) in _KINDS.items():
+        kind = kinds.add_parser(name, help=help_text)
+        configure_kind(kind)
         kind.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     configure_logging("warning")
-    runs = {
-        "offline": _run_offline,
-        "serving": _run_serving,
-        "paging": _run_paging,
-        "startup": _run_startup,
-        "compare": _run_compare,
-    }
-    return runs[args.kind](args)
+    _, _, run_kind = _KINDS[args.kind]
+    return run_kind(args)
 
 
 def _add_load_flags(parser: argparse.ArgumentParser, load: type, texts: dict[str, str]) -> None:
@@ -289,3 +278,102 @@ async def _compare(plan: compare.Plan, output: Path | None) -> compare.CompareRe
     assert task is not None, "inside asyncio.run"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no server outlives this one
     return await compare.run_compare(plan, say=lambda line: print(line, file=sys.stderr, flush=True), save=save)
+
+
+def _configure_ops(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="A checkpoint's sizes; SmolLM2-135M's by default.")
+    kinds, formats = ("linear", "attention", "experts", "rows"), ("float32", *_NARROW_FORMATS)
+    parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds, help="Operations. Default: all.")
+    parser.add_argument("--formats", nargs="+", choices=formats, default=formats, help="Of weights. Default: all.")
+    lists = {"rows": (1, 2, 4, 8, 16, 32, 64, 512), "contexts": (512, 4096)}
+    for name, default in lists.items():
+        text = f"Default: {' '.join(map(str, default))}."
+        parser.add_argument(f"--{name}", type=int, nargs="+", default=default, metavar="N", help=text)
+    parser.add_argument("--threads", type=int, metavar="N", help="Threads beside one. Default: the machine's cores.")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="Passes over each operation. Default: 5.")
+    parser.add_argument("--max-seconds", type=float, default=180.0, metavar="X", help="Time limit. Default: 180.")
+
+
+def _run_ops(args: argparse.Namespace) -> int:
+    from quire.bench import op_shapes, ops, report
+    from quire.runner.host_resources import usable_cores
+
+    load = ops.OpsLoad(
+        kinds=tuple(args.kinds),
+        formats=tuple(args.formats),
+        rows=tuple(args.rows),
+        contexts=tuple(args.contexts),
+        threads=usable_cores() if args.threads is None else args.threads,
+        rounds=args.rounds,
+        max_seconds=args.max_seconds,
+    )
+    shapes = op_shapes.SMOLLM2_135M if args.model is None else op_shapes.shapes_of(args.model)
+    result = ops.run_ops(shapes, load)
+    print(report.as_json(result) if args.json else ops.describe(result))
+    return 0
+
+
+def _configure_accuracy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", default=BUILTIN_MODEL, metavar="MODEL", help="Default: the built-in one.")
+    parser.add_argument(
+        "--formats",
+        nargs="+",
+        choices=_NARROW_FORMATS,
+        default=_NARROW_FORMATS,
+        help="Of weights, beside float32. Default: all.",
+    )
+    parser.add_argument(
+        "--text", type=Path, metavar="FILE", help="What to predict: a text, or .jsonl with a string, {text}, or "
+        "{prompt, completion} per line. Random token ids when not given."
+    )  # fmt: skip
+    parser.add_argument(
+        "--other",
+        nargs="+",
+        default=(),
+        metavar="DIR",
+        help="Checkpoints of the same model to judge as well, in float32.",
+    )
+    texts = {
+        "tokens": "Predictions to judge.",
+        "context": "Longest text; longer ones are cut.",
+        "seed": "Of random ids.",
+    }
+    for (name, text), default in zip(texts.items(), (2048, 512, 0), strict=True):
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} Default: {default}.")
+
+
+def _run_accuracy(args: argparse.Namespace) -> int:
+    from quire.bench import accuracy, documents, report
+    from quire.models.hub import locate_model
+    from quire.models.inspect import inspect_model
+    from quire.text.tokenizer import Tokenizer
+
+    load = accuracy.AccuracyLoad(formats=tuple(args.formats), tokens=args.tokens, context=args.context, seed=args.seed)
+    info, *others = (inspect_model(locate_model(name)) for name in (args.model, *args.other))
+    if args.text is None:
+        texts = documents.random_documents(
+            load.tokens, context=load.context, vocab_rows=info.vocab_rows, seed=load.seed
+        )
+    else:
+        texts = documents.read_documents(args.text, Tokenizer.load(info.path))
+    result = accuracy.run_accuracy(info, texts, load, others=others)
+    print(report.as_json(result) if args.json else accuracy.describe(result))
+    return 0
+
+
+_KINDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "offline": (
+        "one request at a time against all at once, engine in this process", _configure_offline, _run_offline
+    ),
+    "serving": ("latency and goodput of an OpenAI-style server under load", _configure_serving, _run_serving),
+    "paging": ("attention over pages against contiguous memory, by page size", _configure_paging, _run_paging),
+    "startup": (
+        "from starting `quire serve` to the first text, phase by phase", _configure_startup, _run_startup
+    ),
+    "compare": (
+        "several servers on the same work, one at a time and in alternation", _configure_compare, _run_compare
+    ),
+    "ops": ("each operation against what this machine can do at most", _configure_ops, _run_ops),
+    "accuracy": ("what weights in fewer bits cost: perplexity and divergence", _configure_accuracy, _run_accuracy),
+}  # fmt: skip
+"""Kinds of measurement: what each one is for, its flags, and what runs it."""

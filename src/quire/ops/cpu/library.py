@@ -66,6 +66,15 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     ),
     "quire_pack": (None, (ctypes.c_void_p, ctypes.c_void_p)),
     "quire_panel_bytes": (ctypes.c_int64, (ctypes.c_int64, ctypes.c_int64)),
+    "quire_ceiling_operations": (ctypes.c_int64, (ctypes.c_char_p, ctypes.c_int64)),
+    "quire_ceiling_compute": (
+        ctypes.c_double,
+        (ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+    ),
+    "quire_ceiling_read": (
+        ctypes.c_double,
+        (ctypes.c_char_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+    ),
 }
 
 
