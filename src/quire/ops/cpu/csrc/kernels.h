@@ -19,10 +19,13 @@ void attention(const Op&, const Context&);
 void route(const Op&, const Context&);
 void experts(const Op&, const Context&);
 void greedy(const Op&, const Context&);
+void draw(const Op&, const Context&);
+void uniform(const Op&, const Context&);
 
 // Bytes of shared scratch; 0 says that a thread on its own needs no more than the scratch it has for itself.
 size_t linear_scratch(const Op&, int64_t tokens);
 size_t experts_scratch(const Op&, int64_t tokens);
+size_t draw_scratch(const Op&, int64_t tokens);
 
 void pack(const PackJob&, int thread, int threads);
 

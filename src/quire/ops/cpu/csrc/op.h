@@ -22,6 +22,8 @@ enum OpKind : int32_t {
   kRoute,
   kExperts,
   kGreedy,
+  kDraw,
+  kUniform,
   kOpKinds,
 };
 
