@@ -103,7 +103,7 @@ class ModelRunner:
         """Draw for the rows that reached their last token, and store what they drew; None when none did."""
         if not inputs.draw_index.size:
             return None
-        logits = self._model.logits(hidden[inputs.last_tokens])  # [R, V]
-        sampled = self._sampler.sample(logits, inputs.draws)
-        self._batch.store(inputs.draws.row_index, inputs.draws.position_index, sampled.ids)
+        last = hidden if inputs.last_tokens is None else hidden.index_select(0, inputs.last_tokens)
+        sampled = self._sampler.sample(self._model.logits(last), inputs.draws)  # from logits [R, V]
+        self._batch.store(inputs.draws, sampled.ids)
         return sampled

@@ -55,6 +55,17 @@ class RowControls:
     """Output tokens before a stop id may be drawn."""
 
 
+@dataclass(frozen=True, slots=True)
+class DrawColumns:
+    """The parameters of some rows, in the order of the rows; on the device."""
+
+    temperature: Tensor
+    min_p: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seeds: Tensor
+
+
 class SamplingState:
     """How each row draws its tokens."""
 
@@ -78,11 +89,22 @@ class SamplingState:
         self.num_prompt_logprobs = np.full(max_num_seqs, _NOT_ASKED, dtype=np.int64)
         self.prompt_lengths = np.zeros(max_num_seqs, dtype=np.int64)
         self.controls: dict[int, RowControls] = {}
+        self._columns: tuple[bytes, DrawColumns] | None = None  # of the last rows asked for: mostly the next ones too
+
+    def columns(self, rows: np.ndarray) -> DrawColumns:
+        """The parameters that rows draw with."""
+        key = rows.tobytes()
+        if self._columns is None or self._columns[0] != key:
+            index = self._device.upload(rows)
+            columns = (self.temperature, self.min_p, self.top_k, self.top_p, self.seeds)
+            self._columns = key, DrawColumns(*(column[index] for column in columns))
+        return self._columns[1]
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
         """Set the rows that start; what a former owner left is overwritten."""
         if not new_rows:
             return
+        self._columns = None
         rows = np.array([new.row for new in new_rows], dtype=np.int64)
         params = [new.params for new in new_rows]
         index = self._device.upload(rows)
