@@ -114,6 +114,7 @@ def _assemble(info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger:
         scheme=select_scheme(resolved.weight_format, device=device.torch_device, dtype=dtype),
     )
     model = load_model(info, context)
+    device.settle(resolved.threads, on_kernels=resolved.runs_on_kernels)
     ledger.phase("load weights")
     kv = allocate(
         info.kv_layers,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from quire.base.config import EngineConfig
+from quire.base.cpu_kernels import REFERENCE
 from quire.base.errors import ConfigError
 from quire.engine.memory import MemoryPlan, MemoryRequest, plan_memory
 from quire.models.info import ModelInfo
@@ -35,13 +36,13 @@ class DeviceFacts:
     auto_dtype: str
     free_bytes: int
     threads: int
-    kernels: str = "reference"
+    kernels: str = REFERENCE
     """What ops run on: an instruction set of the compiled CPU kernels, or the reference ops in torch."""
 
     @property
     def has_cpu_kernels(self) -> bool:
         """Whether compiled CPU kernels run here."""
-        return self.name == "cpu" and self.kernels != "reference"
+        return self.name == "cpu" and self.kernels != REFERENCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,11 @@ class ResolvedConfig:
     seed: int
     debug: bool
     memory: MemoryPlan
+
+    @property
+    def runs_on_kernels(self) -> bool:
+        """Whether compiled CPU kernels do the model's work, not torch."""
+        return self.kernels != REFERENCE and self.dtype == "float32" and self.implementation == "native"
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting as plain data, the memory plan included, for the log and `/server_info` (no file paths)."""

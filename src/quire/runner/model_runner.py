@@ -61,7 +61,7 @@ class ModelRunner:
             StepError: when memory ran out. The rows of other requests are untouched; those of the step hold no valid
                 result and must be freed.
         """
-        with allocation_failures_as_step_errors():
+        with allocation_failures_as_step_errors(), self._device.computing():
             self._update_rows(work)
             copy_pages(self._kv, work.page_copies)
             inputs = self._batch.build(work)

@@ -8,6 +8,7 @@ import torch
 
 from quire.base.cpu_kernels import are_usable
 from quire.base.errors import ConfigError
+from quire.ops.cpu.program import current_pool
 from quire.runner import host_resources
 from quire.runner.cpu_graphs import CpuGraphs
 from quire.runner.device import CpuDevice, select_device
@@ -52,6 +53,22 @@ def test_threads_are_set_as_asked():
     before = torch.get_num_threads()
     try:
         assert CpuDevice(threads=1).threads == torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not are_usable(), reason="the kernels are not built")
+def test_settling_leaves_the_threads_to_the_kernels_and_torch_one():
+    """torch's threads spin after an op, on cores that the kernels' threads and the server need."""
+    before = torch.get_num_threads()
+    try:
+        device = CpuDevice(threads=2)
+        device.settle(2, on_kernels=True)
+        assert torch.get_num_threads() == 1
+        with device.computing():
+            assert current_pool().threads == device.threads == 2
+        device.settle(2, on_kernels=False)
+        assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
 
