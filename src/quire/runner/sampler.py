@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -75,6 +76,15 @@ class DrawBatch:
         )
 
 
+class Greedy(NamedTuple):
+    """What `ops.greedy` finds in logits [R, V]."""
+
+    ids: Tensor
+    """[R] int64."""
+    largest: Tensor
+    """[R] float32, NaN where any logit is."""
+
+
 @dataclass(frozen=True, slots=True)
 class SampledTensors:
     """What was drawn, on the device."""
@@ -124,17 +134,20 @@ class Sampler:
             for row in rows:
                 active.pop(row, None)
 
-    def sample(self, logits: Tensor, batch: DrawBatch) -> SampledTensors:
-        """Draw one token per row from logits [R, V] float32, which are consumed: some rows are overwritten."""
+    def sample(self, logits: Tensor, batch: DrawBatch, found: Greedy) -> SampledTensors:
+        """Draw one token per row from logits [R, V] float32, in which `found` is the largest.
+
+        Both are consumed: some rows are overwritten.
+        """
         extras = self._extras[batch.rows]
         asked = int(np.bitwise_or.reduce(extras))
         if not asked:
-            return SampledTensors(*ops.greedy(logits), asking=_NONE, num_logprobs=_NONE, logprobs=None)
+            return SampledTensors(*found, asking=_NONE, num_logprobs=_NONE, logprobs=None)
         asking = (extras & _LOGPROBS).nonzero()[0]
         raw = ops.log_probs(_lines(logits, asking, self._index)) if asking.size else None
-        ids, largest = ops.greedy(logits)
+        ids, largest = found
         if asked & _CHANGES:
-            logits = self._change(logits, batch, (extras & _CHANGES).nonzero()[0], found=(ids, largest))
+            logits = self._change(logits, batch, (extras & _CHANGES).nonzero()[0], found=found)
         if asked & _RANDOM:
             ids = self._draw(logits, batch, (extras & _RANDOM).nonzero()[0], ids)
         num_logprobs = self.state.num_logprobs[batch.rows[asking]]
@@ -150,7 +163,7 @@ class Sampler:
         wants_logprobs = state.num_logprobs[row] >= 0
         return _LOGPROBS * bool(wants_logprobs) | _CHANGES * bool(is_changed) | _RANDOM * bool(state.is_random[row])
 
-    def _change(self, logits: Tensor, batch: DrawBatch, which: np.ndarray, *, found: tuple[Tensor, Tensor]) -> Tensor:
+    def _change(self, logits: Tensor, batch: DrawBatch, which: np.ndarray, *, found: Greedy) -> Tensor:
         """The logits with those of some rows changed; also changes what was found in them.
 
         A row whose logits were not finite before stays reported, whatever a mask hides.

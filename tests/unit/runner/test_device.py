@@ -80,7 +80,8 @@ def test_the_cpu_records_steps_where_the_kernels_are_built():
 
 def test_a_device_without_recordings_calls():
     ids, positions = torch.tensor([5]), torch.tensor([2])
-    assert DirectGraphs().run(ids, positions, None, forward=lambda i, p, plan: i + p).item() == 7
+    (result,) = DirectGraphs().run("sum", ids, positions, None, forward=lambda i, p, plan: (i + p,))
+    assert result.item() == 7
 
 
 def test_available_memory_is_what_the_kernel_says_at_most(tmp_path):

@@ -11,8 +11,9 @@ import torch
 
 from quire.base.sampling import SamplingParams
 from quire.base.step import NewRow
+from quire.ops import sampling as ops
 from quire.runner.logits_processor import register_logits_processor, unregister_logits_processor
-from quire.runner.sampler import DrawBatch, RowStatus, Sampler, status_of
+from quire.runner.sampler import DrawBatch, Greedy, RowStatus, Sampler, status_of
 
 VOCAB = 41
 MAX_ROWS = 64
@@ -56,7 +57,7 @@ class Bench:
             places=torch.from_numpy(rows * self.tokens.shape[1] + positions),
             tokens=self.tokens,
         )
-        return self.sampler.sample(logits.clone(), batch)
+        return self.sampler.sample(logits.clone(), batch, Greedy(*ops.greedy(logits)))
 
     def draw(self, logits, rows=(0,)):
         return self.sample(logits, list(rows)).ids.tolist()
