@@ -60,6 +60,7 @@ class InputBatch:
         self.tokens = torch.zeros(limits.max_num_seqs, width, dtype=torch.int32, device=device.torch_device)
         self._flat_tokens = self.tokens.view(-1)
         self.page_tables = np.zeros((limits.max_num_seqs, pages_for(width, limits.page_size)), dtype=np.int32)
+        self._rows: tuple[list[int], np.ndarray] = [], np.empty(0, dtype=np.int64)
         self._num_pages = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.invalid_rows: dict[int, str] = {}
         """Rows whose prompt holds ids the model does not have, and which; they must not reach the embedding."""
@@ -82,52 +83,66 @@ class InputBatch:
 
     def build(self, work: SchedulerOutput) -> StepInputs:
         """Read a step's inputs from the rows."""
-        rows, starts, counts = np.array([work.rows, work.starts, work.num_scheduled], dtype=np.int64)
-        ends = counts.cumsum()
-        first_tokens = ends - counts
-        num_tokens, width = int(ends[-1]), self.tokens.shape[1]
-        places = np.empty((3, num_tokens), dtype=np.int64)  # in the table of tokens, in the request, in the pages
-        flat, positions, slots = places
-        if num_tokens == len(rows):  # each row has one token
-            token_rows, positions[:] = rows, starts
+        num_rows, num_tokens = len(work.rows), sum(work.num_scheduled)
+        rows, starts = self._rows_of(work), np.array(work.starts, dtype=np.int64)
+        if num_tokens == num_rows:  # each row has one token
+            first_tokens, token_rows, positions, context_lens = np.arange(num_rows), rows, starts, starts + 1
         else:
+            counts = np.array(work.num_scheduled, dtype=np.int64)
+            first_tokens = counts.cumsum() - counts
             token_rows = rows.repeat(counts)
-            positions[:] = (starts - first_tokens).repeat(counts) + np.arange(num_tokens)
-        flat[:] = token_rows * width + positions
-        size = self._limits.page_size
-        slots[:] = self.page_tables[token_rows, positions // size] * size + positions % size
-        on_device = self._device.upload(places)
-        draw_index = np.array(work.samples, dtype=bool).nonzero()[0]
-        context_lens = starts + counts
+            positions = (starts - first_tokens).repeat(counts) + np.arange(num_tokens)
+            context_lens = starts + counts
+        size, width = self._limits.page_size, self.tokens.shape[1]
+        pages, offsets = np.divmod(positions, size)
+        slots = self.page_tables[token_rows, pages] * size + offsets
+        upload = self._device.upload
+        token_places, on_device, slot_mapping = upload(np.array((token_rows * width + positions, positions, slots)))
+        if all(work.samples):
+            draw_index, draw_rows, draw_positions = np.arange(num_rows), rows, context_lens
+        else:
+            draw_index = np.array(work.samples).nonzero()[0]
+            draw_rows, draw_positions = rows[draw_index], context_lens[draw_index]
+        last_tokens = None
+        if len(draw_index) < num_tokens:
+            last_tokens = upload((first_tokens + context_lens - starts)[draw_index] - 1)
         return StepInputs(
-            token_ids=self._flat_tokens.index_select(0, on_device[0]).long(),
-            positions=on_device[1],
-            attention=self._attention(rows, work, context_lens=context_lens, slots=on_device[2]),
+            token_ids=self._flat_tokens.index_select(0, token_places).long(),
+            positions=on_device,
+            attention=self._attention(rows, work, context_lens=context_lens, slots=slot_mapping),
             first_tokens=first_tokens,
             draw_index=draw_index,
-            last_tokens=None if len(draw_index) == num_tokens else self._device.upload(ends[draw_index] - 1),
-            draws=self._draws(rows[draw_index], context_lens[draw_index]),
+            last_tokens=last_tokens,
+            draws=self._draws(draw_rows, draw_positions),
         )
 
+    def _rows_of(self, work: SchedulerOutput) -> np.ndarray:
+        """The step's rows; mostly those of the step before."""
+        if work.rows != self._rows[0]:
+            self._rows = list(work.rows), np.array(work.rows, dtype=np.int64)
+        return self._rows[1]
+
     def _draws(self, rows: np.ndarray, positions: np.ndarray) -> DrawBatch:
-        index = self._device.upload(np.stack((rows, positions, rows * self.tokens.shape[1] + positions)))
+        places = rows * self.tokens.shape[1] + positions
+        row_index, position_index, on_device = self._device.upload(np.array((rows, positions, places)))
         return DrawBatch(
             rows=rows,
             positions=positions,
-            row_index=index[0],
-            position_index=index[1],
-            places=index[2],
+            row_index=row_index,
+            position_index=position_index,
+            places=on_device,
             tokens=self.tokens,
         )
 
     def _attention(
         self, rows: np.ndarray, work: SchedulerOutput, *, context_lens: np.ndarray, slots: Tensor
     ) -> AttentionBatch:
-        most_pages = pages_for(int(context_lens.max()), self._limits.page_size)
+        lens = context_lens.tolist()
+        most_pages = pages_for(max(lens), self._limits.page_size)
         return AttentionBatch(
             query_lens=work.num_scheduled,
-            context_lens=context_lens.tolist(),
-            page_tables=self._device.upload(self.page_tables[rows, :most_pages]),
+            context_lens=lens,
+            page_tables=self._device.upload(self.page_tables[:, :most_pages].take(rows, axis=0)),
             slot_mapping=slots,
             page_size=self._limits.page_size,
         )

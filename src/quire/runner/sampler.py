@@ -110,6 +110,7 @@ class Sampler:
         self._processors = build_logits_processors(vocab_size)
         self._active: list[dict[int, NewRow]] = [{} for _ in self._processors]
         self._extras = np.zeros(max_num_seqs, dtype=np.uint8)
+        self._has_extras = False
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
         """Learn how the rows that start draw their tokens."""
@@ -123,6 +124,7 @@ class Sampler:
                     active[new.row] = new
         for new in new_rows:
             self._extras[new.row] = self._extras_of(new.row)
+        self._has_extras = bool(self._extras.any())
 
     def remove(self, rows: Sequence[int]) -> None:
         """Forget rows that ended."""
@@ -130,6 +132,7 @@ class Sampler:
             return
         self.state.remove(rows)
         self._extras[list(rows)] = 0
+        self._has_extras = bool(self._extras.any())
         for active in self._active:
             for row in rows:
                 active.pop(row, None)
@@ -139,10 +142,10 @@ class Sampler:
 
         Both are consumed: some rows are overwritten.
         """
+        if not self._has_extras:
+            return SampledTensors(*found, asking=_NONE, num_logprobs=_NONE, logprobs=None)
         extras = self._extras[batch.rows]
         asked = int(np.bitwise_or.reduce(extras))
-        if not asked:
-            return SampledTensors(*found, asking=_NONE, num_logprobs=_NONE, logprobs=None)
         asking = (extras & _LOGPROBS).nonzero()[0]
         raw = ops.log_probs(_lines(logits, asking, self._index)) if asking.size else None
         ids, largest = found

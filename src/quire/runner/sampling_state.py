@@ -87,6 +87,8 @@ class SamplingState:
         self.has_controls = np.zeros(max_num_seqs, dtype=bool)
         self.num_logprobs = np.full(max_num_seqs, _NOT_ASKED, dtype=np.int64)
         self.num_prompt_logprobs = np.full(max_num_seqs, _NOT_ASKED, dtype=np.int64)
+        self.asks_for_prompt = False
+        """Whether any row wants log-probabilities of its prompt."""
         self.prompt_lengths = np.zeros(max_num_seqs, dtype=np.int64)
         self.controls: dict[int, RowControls] = {}
         self._columns: tuple[bytes, DrawColumns] | None = None  # of the last rows asked for: mostly the next ones too
@@ -120,6 +122,7 @@ class SamplingState:
         self.has_penalty[rows] = [_penalties(p) != (1.0, 0.0, 0.0) for p in params]
         self.num_logprobs[rows] = [_count(p.logprobs, self.vocab_size) for p in params]
         self.num_prompt_logprobs[rows] = [_count(p.prompt_logprobs, self.vocab_size) for p in params]
+        self.asks_for_prompt = bool((self.num_prompt_logprobs >= 0).any())
         for new in new_rows:
             self._set_controls(new)
 
@@ -128,6 +131,8 @@ class SamplingState:
         for row in rows:
             self.controls.pop(row, None)
         self.has_controls[list(rows)] = False
+        self.num_prompt_logprobs[list(rows)] = _NOT_ASKED
+        self.asks_for_prompt = bool((self.num_prompt_logprobs >= 0).any())
 
     def _set(self, target: Tensor, index: Tensor, values: Sequence[object]) -> None:
         host = torch.tensor(values, dtype=target.dtype).numpy()
