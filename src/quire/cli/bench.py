@@ -26,18 +26,20 @@ EXIT_TERMINATED = 128 + signal.SIGTERM
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `quire bench`."""
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,paging,startup,compare}")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="{offline,serving,steps,paging,startup,compare}")
     offline = kinds.add_parser("offline", help="one request at a time against all at once, engine in this process")
     serving = kinds.add_parser("serving", help="latency and goodput of an OpenAI-style server under load")
+    steps = kinds.add_parser("steps", help="what a decode step costs besides its kernels, engine in this process")
     paging = kinds.add_parser("paging", help="attention over pages against contiguous memory, by page size")
     startup = kinds.add_parser("startup", help="from starting `quire serve` to the first text, phase by phase")
     compare = kinds.add_parser("compare", help="several servers on the same work, one at a time and in alternation")
     _configure_offline(offline)
     _configure_serving(serving)
+    _configure_steps(steps)
     _configure_paging(paging)
     _configure_startup(startup)
     _configure_compare(compare)
-    for kind in (offline, serving, paging, startup, compare):
+    for kind in (offline, serving, steps, paging, startup, compare):
         kind.add_argument("--json", action="store_true", help="Print the result as JSON.")
 
 
@@ -47,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     runs = {
         "offline": _run_offline,
         "serving": _run_serving,
+        "steps": _run_steps,
         "paging": _run_paging,
         "startup": _run_startup,
         "compare": _run_compare,
@@ -158,6 +161,40 @@ async def _serving(args: argparse.Namespace) -> str:
         return report.as_json(curve) if args.json else serving.describe_curve(curve)
     finally:
         await endpoint.close()
+
+
+def _configure_steps(parser: argparse.ArgumentParser) -> None:
+    from quire.bench.steps import SAMPLING, StepLoad
+
+    texts = {
+        "prompt_tokens": "Tokens of each prompt.",
+        "steps": "Steps measured per batch.",
+        "max_seconds": "Time limit per batch.",
+    }
+    _add_load_flags(parser, StepLoad, texts)
+    default = StepLoad()
+    parser.add_argument(
+        "--rows", dest="load_rows", type=int, nargs="+", metavar="N", default=default.rows, help="Requests that decode "
+        f"together. Default: {' '.join(map(str, default.rows))}."
+    )  # fmt: skip
+    parser.add_argument(
+        "--sampling", dest="load_sampling", nargs="+", choices=tuple(SAMPLING), default=default.sampling,
+        help=f"How they draw. Default: {' '.join(default.sampling)}."
+    )  # fmt: skip
+    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="A checkpoint's directory or hub id.")
+    add_engine_flags(parser)
+
+
+def _run_steps(args: argparse.Namespace) -> int:
+    from quire.base.config import EngineConfig
+    from quire.bench import report, steps
+
+    given = _load_options(args)
+    load = steps.StepLoad(**given | {name: tuple(given[name]) for name in ("rows", "sampling")})
+    options = read_options(args)
+    costs = steps.run_steps(EngineConfig.from_options(preset=options.preset, **options.engine), load)
+    print(report.as_json(costs) if args.json else steps.describe(costs))
+    return 0
 
 
 def _configure_paging(parser: argparse.ArgumentParser) -> None:

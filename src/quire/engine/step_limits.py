@@ -19,7 +19,8 @@ ALONE_SECONDS = 1.0
 """What they may take while nobody decodes."""
 LEAST_TOKENS = 32
 """Below it, reading the weights costs more than computing with them: a 1B model's steps get longer instead."""
-MOST_TOKENS = 2048
+MOST_TOKENS = 512
+"""Beyond it nothing is gained, and prompts that share a step wait for each other."""
 _MULTIPLE = 8
 
 

@@ -59,6 +59,9 @@ class Device(Protocol):
     def computing(self) -> AbstractContextManager[object]:
         """What a step runs in, so that its ops find the threads that were settled on."""
 
+    def kernel_seconds(self) -> float:
+        """How long the host waited inside compiled kernels so far; 0 on a device that queues its work."""
+
     def synchronize(self) -> None:
         """Wait for all queued work."""
 
@@ -118,6 +121,10 @@ class CpuDevice:
     def computing(self) -> AbstractContextManager[object]:
         """The threads that were settled on, where kernels run."""
         return nullcontext() if self._pool is None else using(self._pool)
+
+    def kernel_seconds(self) -> float:
+        """How long calls of the kernels took since `settle`; 0 where there are none."""
+        return 0.0 if self._pool is None else self._pool.seconds
 
     def synchronize(self) -> None:
         """Nothing is ever queued."""
@@ -210,6 +217,10 @@ class CudaDevice:
     def computing(self) -> AbstractContextManager[object]:
         """Nothing to find: the GPU computes."""
         return nullcontext()
+
+    def kernel_seconds(self) -> float:
+        """Not measured: kernels run beside the host."""
+        return 0.0
 
     def synchronize(self) -> None:
         """Wait for the GPU."""

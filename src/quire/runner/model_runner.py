@@ -54,6 +54,11 @@ class ModelRunner:
         self._sampler = Sampler(device=device, max_num_seqs=limits.max_num_seqs, vocab_size=limits.vocab_size)
         self._graphs = device.graphs()
 
+    @property
+    def kernel_seconds(self) -> float:
+        """See `Device.kernel_seconds`."""
+        return self._device.kernel_seconds()
+
     @torch.inference_mode()
     def launch(self, work: SchedulerOutput) -> PendingTokens:
         """Queue one step; does not wait for the device where that has a queue.

@@ -92,8 +92,9 @@ def test_what_was_asked_of_a_step_wins_over_its_arithmetic():
 
 
 def test_a_model_that_torch_computes_is_given_steps_by_torchs_rate():
-    info = dataclasses.replace(INFO, num_parameters=50_000_000)
-    on_kernels, on_torch = (_resolve(WITH_KERNELS, info, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    info = dataclasses.replace(INFO, num_parameters=500_000_000)
+    facts = dataclasses.replace(WITH_KERNELS, free_bytes=2**40)
+    on_kernels, on_torch = (_resolve(facts, info, dtype=dtype) for dtype in ("float32", "bfloat16"))
     assert on_kernels.runs_on_kernels and not on_torch.runs_on_kernels
     assert on_kernels.max_num_batched_tokens > on_torch.max_num_batched_tokens
 

@@ -34,7 +34,7 @@ def test_prompt_tokens_beside_decodes_take_the_seconds_they_may():
     limits = cpu_limits(model(100_000_000), kernels="avx512", threads=2)
     seconds = limits.max_prefill_tokens_mixed * 2 * 100_000_000 / 200e9
     assert 0.9 * MIXED_SECONDS < seconds <= MIXED_SECONDS
-    assert limits.max_num_batched_tokens > 6 * limits.max_prefill_tokens_mixed
+    assert limits.max_num_batched_tokens > 3 * limits.max_prefill_tokens_mixed
 
 
 def test_a_large_model_gets_the_fewest_tokens_that_are_worth_reading_its_weights_for():
@@ -44,7 +44,7 @@ def test_a_large_model_gets_the_fewest_tokens_that_are_worth_reading_its_weights
 
 @pytest.mark.parametrize(("slower", "faster"), [("portable", "avx2"), ("reference", "avx2"), ("avx2", "avx512")])
 def test_better_kernels_and_more_threads_take_more_tokens(slower, faster):
-    info = model(200_000_000)
+    info = model(500_000_000)
     few = cpu_limits(info, kernels=slower, threads=2).max_num_batched_tokens
     more = cpu_limits(info, kernels=faster, threads=2).max_num_batched_tokens
     assert few < more < cpu_limits(info, kernels=faster, threads=4).max_num_batched_tokens
