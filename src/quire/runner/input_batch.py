@@ -97,7 +97,8 @@ class InputBatch:
         pages, offsets = np.divmod(positions, size)
         slots = self.page_tables[token_rows, pages] * size + offsets
         upload = self._device.upload
-        token_places, on_device, slot_mapping = upload(np.array((token_rows * width + positions, positions, slots)))
+        places = np.array((token_rows * width + positions, positions, slots))
+        token_places, on_device, slot_mapping = upload(places).unbind()
         if all(work.samples):
             draw_index, draw_rows, draw_positions = np.arange(num_rows), rows, context_lens
         else:
@@ -123,16 +124,8 @@ class InputBatch:
         return self._rows[1]
 
     def _draws(self, rows: np.ndarray, positions: np.ndarray) -> DrawBatch:
-        places = rows * self.tokens.shape[1] + positions
-        row_index, position_index, on_device = self._device.upload(np.array((rows, positions, places)))
-        return DrawBatch(
-            rows=rows,
-            positions=positions,
-            row_index=row_index,
-            position_index=position_index,
-            places=on_device,
-            tokens=self.tokens,
-        )
+        index = self._device.upload(np.array((rows, positions, rows * self.tokens.shape[1] + positions)))
+        return DrawBatch(rows=rows, positions=positions, index=index, tokens=self.tokens)
 
     def _attention(
         self, rows: np.ndarray, work: SchedulerOutput, *, context_lens: np.ndarray, slots: Tensor

@@ -103,8 +103,7 @@ class ModelRunner:
             hidden, logits, ids, largest = self._graphs.run(
                 "decode", inputs.token_ids, inputs.positions, plan, forward=self._decode
             )
-            # Copies, because the host may read them after the next step was launched.
-            return hidden, self._sample(logits, inputs, Greedy(ids.clone(), largest.clone()))
+            return hidden, self._sample(logits, inputs, Greedy(ids, largest))
         (hidden,) = self._hidden(inputs.token_ids, inputs.positions, plan)
         if not inputs.draw_index.size:
             return hidden, None

@@ -39,7 +39,8 @@ class PendingTokens:
     def __init__(self, results: StepResults, device: Device) -> None:
         self._results = results
         self._copy = device.fetch(list(_tensors(results)))
-        self._answer: SampledTokens | None = None
+        # What is there already is read now: the next step may compute in the same memory.
+        self._answer = _assemble(results, iter(self._copy.wait())) if self._copy.is_ready() else None
 
     def is_ready(self) -> bool:
         """Whether `wait` would return at once."""

@@ -55,24 +55,30 @@ class DrawBatch:
     """[R] int64."""
     positions: np.ndarray
     """[R] int64: position of the token to be drawn, which is the number of tokens before it."""
-    row_index: Tensor
-    """`rows` on the device."""
-    position_index: Tensor
-    """`positions` on the device."""
-    places: Tensor
-    """Where the drawn tokens go in `tokens`, laid out flat."""
+    index: Tensor
+    """[3, R] int64 on the device: `rows`, `positions`, and where the drawn tokens go in `tokens` laid out flat."""
     tokens: Tensor
     """[all rows, L] int32 on the device: every row's tokens by position."""
+
+    @property
+    def row_index(self) -> Tensor:
+        """`rows` on the device."""
+        return self.index[0]
+
+    @property
+    def position_index(self) -> Tensor:
+        """`positions` on the device."""
+        return self.index[1]
+
+    @property
+    def places(self) -> Tensor:
+        """Where the drawn tokens go in `tokens`, laid out flat."""
+        return self.index[2]
 
     def select(self, which: np.ndarray, index: Tensor) -> DrawBatch:
         """Some of the rows: `which` on the host, the same as `index` on the device."""
         return DrawBatch(
-            rows=self.rows[which],
-            positions=self.positions[which],
-            row_index=self.row_index[index],
-            position_index=self.position_index[index],
-            places=self.places[index],
-            tokens=self.tokens,
+            rows=self.rows[which], positions=self.positions[which], index=self.index[:, index], tokens=self.tokens
         )
 
 

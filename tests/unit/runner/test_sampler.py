@@ -52,9 +52,7 @@ class Bench:
         batch = DrawBatch(
             rows=rows,
             positions=positions,
-            row_index=torch.from_numpy(rows),
-            position_index=torch.from_numpy(positions),
-            places=torch.from_numpy(rows * self.tokens.shape[1] + positions),
+            index=torch.from_numpy(np.stack((rows, positions, rows * self.tokens.shape[1] + positions))),
             tokens=self.tokens,
         )
         return self.sampler.sample(logits.clone(), batch, Greedy(*ops.greedy(logits)))
