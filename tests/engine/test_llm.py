@@ -39,6 +39,15 @@ def test_outputs_come_in_the_order_of_the_prompts_with_their_own_params(llm):
     assert [o.outputs[0].finish_reason for o in outputs] == ["length"] * 3
 
 
+@pytest.mark.parametrize(("length", "steps"), [(512, 2), (4, 2), (3, 1)])
+def test_a_start_runs_what_a_first_request_will(length, steps, draft_path):
+    """A step of a prompt and one of a decode, recorded when they first come; a short model has room for one."""
+    with LLM(draft_path, max_model_len=length) as llm:
+        assert llm.stats.step == steps
+        assert llm.stats.num_running == 0
+        assert len(_one(llm, [300], max_tokens=1).token_ids) == 1
+
+
 def test_nothing_runs_when_one_prompt_of_a_batch_is_invalid(llm):
     before = llm.stats.step
     with pytest.raises(InvalidRequestError):

@@ -101,12 +101,13 @@ class Driver:
         )
         with torch.inference_mode():
             plan = self.backend.plan(batch)
-            hidden = self.graphs.run(torch.tensor(ids), torch.tensor(positions), plan, forward=self._forward)
-            logprobs = self.model.logits(hidden).log_softmax(-1)
+            inputs = torch.tensor(ids), torch.tensor(positions), plan
+            (logits,) = self.graphs.run("logits", *inputs, forward=self._logits)
+            logprobs = logits.log_softmax(-1)
         self._commit(rows, counts, logprobs)
 
-    def _forward(self, token_ids, positions, plan):
-        return self.model(token_ids, positions, kv=self.kv, plan=plan)
+    def _logits(self, token_ids, positions, plan):
+        return (self.model.logits(self.model(token_ids, positions, kv=self.kv, plan=plan)),)
 
     def _flat(self, rows, counts):
         ids, positions, slots = [], [], []

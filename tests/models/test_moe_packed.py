@@ -103,13 +103,14 @@ def test_a_recorded_pass_computes_what_one_op_after_another_does(path):
 
     def forward(ids, positions, plan):
         calls.append(len(ids))
-        return model(ids, positions, kv=kv, plan=plan)
+        return (model(ids, positions, kv=kv, plan=plan),)
 
     graphs = CpuGraphs()
     with torch.inference_mode():
         plan = model.context.attention.plan(batch)
-        expected = forward(ids, positions, plan).clone()
+        expected = forward(ids, positions, plan)[0].clone()
         for _ in range(2):
-            assert torch.equal(graphs.run(ids, positions, plan, forward=forward), expected)
+            (found,) = graphs.run("hidden", ids, positions, plan, forward=forward)
+            assert torch.equal(found, expected)
     # The second call recorded; one that could not be recorded would have called forward for every step.
     assert calls == [34, 64]

@@ -32,6 +32,8 @@ namespace {
 using Floats = std::vector<float>;
 using Ids = std::vector<int64_t>;
 
+constexpr int kMostThreads = 3;
+
 Floats random_floats(size_t count, unsigned seed) {
   std::mt19937 source(seed);
   std::normal_distribution<float> normal;
@@ -179,6 +181,18 @@ void mixture(Run& run, int64_t tokens, int64_t hidden, int64_t width, int64_t ex
   run.note(out);
 }
 
+void drawing(Run& run, int64_t rows, int64_t vocabulary, int64_t top_k, double top_p, double min_p) {
+  size_t count = static_cast<size_t>(rows);
+  Floats logits = random_floats(size_t(rows * vocabulary), 11), temperature(count, 0.8f);
+  std::vector<double> least(count, min_p), share(count, top_p), numbers(count);
+  Ids ids(count), most(count, top_k), seeds(count), positions(count);
+  for (size_t i = 0; i < count; ++i) seeds[i] = -int64_t(i) * 77, positions[i] = int64_t(i);
+  run.call({kUniform, 1, {seeds.data(), positions.data(), numbers.data()}, {}, {}}, rows);
+  run.call({kDraw, 1, {logits.data(), ids.data(), temperature.data(), least.data(), most.data(), share.data(), numbers.data()},
+            {vocabulary, vocabulary, kMostThreads}, {}}, rows);
+  run.note(ids);
+}
+
 // A chain of ops in one call: what a recorded step is.
 void chain(Run& run, int64_t rows) {
   int64_t n = 77;
@@ -203,6 +217,9 @@ void everything(Run& run) {
     rotation(run, rows, 3, 20, 10, 6);
     rotation(run, rows, 2, 24, 5, 7);
     chain(run, rows);
+    drawing(run, rows, 1, 0, 0.5, 0);
+    drawing(run, rows, 700, 0, 1, 0);
+    drawing(run, rows, 515, 9, 0.9, 0.01);
   }
   products(run, 9, 130, 1100, 8);
   products(run, 400, 40, 700, 9);
@@ -230,7 +247,7 @@ bool check(const std::string& name) {
   std::vector<uint32_t> expected = results_of(alone);
   quire_engine_free(alone);
   bool same = true;
-  for (int threads : {2, 3}) {
+  for (int threads : {2, kMostThreads}) {
     void* engine = quire_engine_new(threads, name.c_str());
     same = same && results_of(engine) == expected;
     // Two callers at once.

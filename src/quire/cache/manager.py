@@ -127,6 +127,8 @@ class KVCacheManager:
         table = self.tables.get(request)
         if table is None:
             return self._open(request, num_tokens, hit or NO_HIT)
+        if self._fits_last_page(request, table, num_tokens):
+            return UNCHANGED
         num_new, shared = self._demand(request, table, num_tokens)
         if num_new + len(shared) > self.pool.num_available:
             return None
@@ -267,6 +269,14 @@ class KVCacheManager:
         first = request.num_computed_tokens // size
         shared = [first + i for i, page in enumerate(pages[first:]) if not self._may_write(page)]
         return (num_new if num_new > 0 else 0), shared
+
+    def _fits_last_page(self, request: Request, table: PageTable, num_tokens: int) -> bool:
+        """Whether all that is written goes to the last page and it is this request's alone: most steps of a decode."""
+        count, size = len(table.pages), self.page_size
+        if num_tokens > count * size or request.num_computed_tokens // size != count - 1:
+            return False
+        page = table.pages[-1]
+        return self.pool.ref_counts[page] == 1 and not self.prefix.has(page)
 
     def _may_write(self, page: int) -> bool:
         """Whether one table alone holds the page, unpublished; a copy that reads it runs first and does not count."""

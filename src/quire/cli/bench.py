@@ -149,6 +149,40 @@ async def _serving(args: argparse.Namespace) -> str:
         await endpoint.close()
 
 
+def _configure_steps(parser: argparse.ArgumentParser) -> None:
+    from quire.bench.steps import SAMPLING, StepLoad
+
+    texts = {
+        "prompt_tokens": "Tokens of each prompt.",
+        "steps": "Steps measured per batch.",
+        "max_seconds": "Time limit per batch.",
+    }
+    _add_load_flags(parser, StepLoad, texts)
+    default = StepLoad()
+    parser.add_argument(
+        "--rows", dest="load_rows", type=int, nargs="+", metavar="N", default=default.rows, help="Requests that decode "
+        f"together. Default: {' '.join(map(str, default.rows))}."
+    )  # fmt: skip
+    parser.add_argument(
+        "--sampling", dest="load_sampling", nargs="+", choices=tuple(SAMPLING), default=default.sampling,
+        help=f"How they draw. Default: {' '.join(default.sampling)}."
+    )  # fmt: skip
+    parser.add_argument("positional_model", nargs="?", metavar="MODEL", help="A checkpoint's directory or hub id.")
+    add_engine_flags(parser)
+
+
+def _run_steps(args: argparse.Namespace) -> int:
+    from quire.base.config import EngineConfig
+    from quire.bench import report, steps
+
+    given = _load_options(args)
+    load = steps.StepLoad(**given | {name: tuple(given[name]) for name in ("rows", "sampling")})
+    options = read_options(args)
+    costs = steps.run_steps(EngineConfig.from_options(preset=options.preset, **options.engine), load)
+    print(report.as_json(costs) if args.json else steps.describe(costs))
+    return 0
+
+
 def _configure_paging(parser: argparse.ArgumentParser) -> None:
     shape = {"rows": 16, "context": 512, "num-heads": 8, "num-kv-heads": 2, "head-dim": 64}
     for name, default in shape.items():
@@ -366,6 +400,7 @@ _KINDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable
         "one request at a time against all at once, engine in this process", _configure_offline, _run_offline
     ),
     "serving": ("latency and goodput of an OpenAI-style server under load", _configure_serving, _run_serving),
+    "steps": ("what a decode step costs besides its kernels, engine in this process", _configure_steps, _run_steps),
     "paging": ("attention over pages against contiguous memory, by page size", _configure_paging, _run_paging),
     "startup": (
         "from starting `quire serve` to the first text, phase by phase", _configure_startup, _run_startup

@@ -114,6 +114,7 @@ def _assemble(info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger:
         scheme=select_scheme(resolved.weight_format, device=device.torch_device, dtype=dtype),
     )
     model = load_model(info, context)
+    device.settle(resolved.threads, on_kernels=resolved.runs_on_kernels)
     ledger.phase("load weights")
     kv = allocate(
         info.kv_layers,
@@ -160,12 +161,13 @@ def build_scheduler(info: ModelInfo, resolved: ResolvedConfig) -> Scheduler:
 
 
 def _warm_up(core: EngineCore) -> None:
-    """Draw one real token, so that ready means ready and the first user pays for no lazy initialisation."""
+    """Run a step of a prompt and one of a decode, so that ready means ready and no user waits for what is made late."""
+    count = 2 if core.scheduler.limits.max_model_len >= 4 else 1  # tokens of the prompt, and of the answer
     request = EngineRequest(
         request_id="warm-up",
-        prompt_token_ids=[0],
-        params=SamplingParams(temperature=0.0, max_tokens=1),
-        max_tokens=1,
+        prompt_token_ids=[0] * count,
+        params=SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True),
+        max_tokens=count,
         seed=0,
         arrival_time=time.monotonic(),
     )

@@ -107,7 +107,8 @@ class SampleCollector:
 
     def push(self, output: TokenOutput) -> bool:
         """Take in one step's tokens; True when a stop string ended the sample, which the engine does not know yet."""
-        self.metrics = output.metrics or self.metrics
+        if output.metrics is not None:
+            self.metrics = output.metrics
         if self.finish_reason is not None:
             return False
         ended_by_token = output.finish_reason is FinishReason.STOP
@@ -199,6 +200,7 @@ class RequestCollector:
         self._is_delta = delta
         self._fresh: dict[int, SampleCollector] = {}
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
+        self._metrics: RequestMetrics | None = None
 
     @property
     def request_id(self) -> str:
@@ -238,12 +240,19 @@ class RequestCollector:
         if output.index == 0:
             self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
         ended_by_text = sample.push(output)
+        if output.metrics is not None:
+            self._metrics = next((s.metrics for s in self.samples if s.metrics is not None), None)
         self._fresh[output.index] = sample
         return ended_by_text
 
     def take(self) -> RequestOutput:
         """The request's output: with `delta` only samples with news, else all of it."""
-        samples = [self._fresh[index] for index in sorted(self._fresh)] if self._is_delta else self.samples
+        if not self._is_delta:
+            samples = self.samples
+        elif len(self._fresh) < 2:
+            samples = list(self._fresh.values())
+        else:
+            samples = [self._fresh[index] for index in sorted(self._fresh)]
         outputs = [sample.take() for sample in samples]
         self._fresh = {}
         prompt_logprobs, engine = self._prompt_logprobs, self.prepared.engine
@@ -257,7 +266,7 @@ class RequestCollector:
             finished=self.is_finished,
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=self.num_cached_tokens,
-            metrics=next((s.metrics for s in self.samples if s.metrics is not None), None),
+            metrics=self._metrics,
         )
 
     def discard(self) -> None:

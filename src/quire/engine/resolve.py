@@ -13,15 +13,9 @@ from typing import Any
 from quire.base.config import EngineConfig
 from quire.base.cpu_kernels import BF16_DOTS, REFERENCE
 from quire.base.errors import ConfigError
-from quire.engine.memory import MemoryPlan, MemoryRequest, plan_memory
+from quire.engine.memory import WEIGHT_BYTES, MemoryPlan, MemoryRequest, plan_memory
+from quire.engine.step_limits import CUDA_LIMITS, StepLimits, cpu_limits
 from quire.models.info import ModelInfo
-
-_DEVICE_DEFAULTS = {
-    # A CPU step is bound by arithmetic from a few dozen tokens on, so larger steps buy nothing and delay everyone.
-    "cpu": {"max_num_seqs": 64, "max_num_batched_tokens": 1024, "max_prefill_tokens_mixed": 256},
-    "cuda": {"max_num_seqs": 256, "max_num_batched_tokens": 8192, "max_prefill_tokens_mixed": 2048},
-}
-
 
 _PARALLEL_BYTES = 64 * 2**20
 """Weights from which a CPU step gains by more threads."""
@@ -74,6 +68,8 @@ class ResolvedConfig:
     async_scheduling: bool
     seed: int
     debug: bool
+    runs_on_kernels: bool
+    """Whether compiled CPU kernels do the model's work, not torch."""
     memory: MemoryPlan
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,14 +95,15 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
     Raises:
         ConfigError: when something asked for cannot be done, naming the setting that would change it.
     """
-    max_num_seqs, max_num_batched_tokens = _step_limits(config, facts)
     dtype = facts.auto_dtype if config.model.dtype == "auto" else config.model.dtype
     weight_format = _weight_format(config, info, facts, dtype)
     kv_dtype = _kv_dtype(config, info, facts, dtype)
     _check_model_settings(config, info)
+    threads = config.model.threads or _auto_threads(facts, int(info.num_parameters * WEIGHT_BYTES[weight_format]))
+    limits = _step_limits(config, info, facts, dtype=dtype, threads=threads)
     request = MemoryRequest(
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
         weight_format=weight_format,
         kv_dtype=kv_dtype,
         page_size=config.cache.page_size,
@@ -115,7 +112,6 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
     )
     memory = plan_memory(info, request, free_bytes=facts.free_bytes)
     scheduler = config.scheduler
-    mixed = scheduler.max_prefill_tokens_mixed or _DEVICE_DEFAULTS[facts.name]["max_prefill_tokens_mixed"]
     return ResolvedConfig(
         model_path=info.path,
         tokenizer_path=tokenizer_path,
@@ -125,7 +121,7 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
         implementation=info.implementation,
         rope=info.rope,
         device=facts.name,
-        threads=config.model.threads or _auto_threads(facts, memory),
+        threads=threads,
         kernels=facts.kernels,
         dtype=dtype,
         weight_format=weight_format,
@@ -133,39 +129,46 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
         page_size=config.cache.page_size,
         enable_prefix_caching=config.cache.enable_prefix_caching,
         max_model_len=memory.max_model_len,
-        max_num_seqs=max_num_seqs,
-        max_num_batched_tokens=max_num_batched_tokens,
-        max_prefill_tokens_mixed=min(mixed, max_num_batched_tokens),
+        max_num_seqs=limits.max_num_seqs,
+        max_num_batched_tokens=limits.max_num_batched_tokens,
+        max_prefill_tokens_mixed=limits.max_prefill_tokens_mixed,
         max_num_waiting=scheduler.max_num_waiting,
         scheduling_policy=scheduler.scheduling_policy,
         priority_ageing_seconds=scheduler.priority_ageing_seconds,
         async_scheduling=scheduler.async_scheduling,
         seed=config.model.seed,
         debug=config.cache.debug,
+        runs_on_kernels=_runs_on_kernels(facts, info, dtype),
         memory=memory,
     )
 
 
-def _step_limits(config: EngineConfig, facts: DeviceFacts) -> tuple[int, int]:
-    """Most rows, and most tokens, of one step."""
-    defaults = _DEVICE_DEFAULTS[facts.name]
-    seqs = config.scheduler.max_num_seqs or defaults["max_num_seqs"]
-    tokens = config.scheduler.max_num_batched_tokens
+def _step_limits(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, dtype: str, threads: int) -> StepLimits:
+    """How much one step may take; what was asked for stays as it is."""
+    asked = config.scheduler
+    if facts.name == "cuda":
+        defaults = CUDA_LIMITS
+    else:
+        kernels = facts.kernels if _runs_on_kernels(facts, info, dtype) else REFERENCE
+        defaults = cpu_limits(info, kernels=kernels, threads=threads)
+    seqs, tokens = asked.max_num_seqs or defaults.max_num_seqs, asked.max_num_batched_tokens
     if tokens is not None and tokens < seqs:
         raise ConfigError(
             f"max_num_batched_tokens ({tokens}) is below max_num_seqs ({seqs}): a step could not advance every running "
             f"request by one token. Raise the first or lower the second"
         )
-    return seqs, tokens or max(defaults["max_num_batched_tokens"], seqs)
+    tokens = tokens or max(defaults.max_num_batched_tokens, seqs)
+    mixed = asked.max_prefill_tokens_mixed or defaults.max_prefill_tokens_mixed
+    return StepLimits(max_num_seqs=seqs, max_num_batched_tokens=tokens, max_prefill_tokens_mixed=min(mixed, tokens))
 
 
-def _auto_threads(facts: DeviceFacts, memory: MemoryPlan) -> int:
+def _auto_threads(facts: DeviceFacts, weight_bytes: int) -> int:
     """All cores, or one for a model so small that handing work to a second thread takes longer than doing it."""
-    return facts.threads if memory.weight_bytes >= _PARALLEL_BYTES else 1
+    return facts.threads if weight_bytes >= _PARALLEL_BYTES else 1
 
 
-def _can_pack(info: ModelInfo, facts: DeviceFacts, dtype: str) -> bool:
-    """Whether weights go into the formats of the compiled CPU kernels."""
+def _runs_on_kernels(facts: DeviceFacts, info: ModelInfo, dtype: str) -> bool:
+    """Whether compiled CPU kernels do a model's work, not torch."""
     return facts.has_cpu_kernels and dtype == "float32" and info.implementation == "native"
 
 
@@ -174,7 +177,9 @@ def _kv_dtype(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dtype: 
     asked = config.cache.kv_cache_dtype
     if asked != "auto":
         return asked
-    is_narrow = config.model.dtype == "auto" and info.stored_dtype == "bfloat16" and _can_pack(info, facts, dtype)
+    is_narrow = (
+        config.model.dtype == "auto" and info.stored_dtype == "bfloat16" and _runs_on_kernels(facts, info, dtype)
+    )
     return "bfloat16" if is_narrow else dtype
 
 
@@ -184,7 +189,7 @@ def _weight_format(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dt
     Where the processor multiplies pairs of bfloat16, inputs are rounded to it as well, unless float32 was asked for.
     """
     asked = config.model.quantization
-    can_pack = _can_pack(info, facts, dtype)
+    can_pack = _runs_on_kernels(facts, info, dtype)
     if asked != "none":
         if not can_pack:
             raise ConfigError(

@@ -66,7 +66,8 @@ def draw(
     running = weights.cumsum(-1)
     # floor(u · total) < total: u ≤ 1 - 2⁻⁵³, and the float64 product of that with an integer total rounds below it.
     target = (uniform * running[:, -1].double()).long()
-    return torch.searchsorted(running, target.unsqueeze(-1), right=True).squeeze(-1)
+    found = torch.searchsorted(running, target.unsqueeze(-1), right=True).squeeze(-1)
+    return found.clamp_(max=logits.shape[-1] - 1)  # past the end only where there was nothing to draw from
 
 
 def fixed_point_weights(logits: Tensor, temperature: Tensor) -> Tensor:

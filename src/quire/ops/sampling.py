@@ -59,7 +59,9 @@ def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
 def draw(
     logits: Tensor, *, temperature: Tensor, min_p: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
 ) -> Tensor:
-    """Draw one token per row: logits [R, V] float32 with a finite maximum, parameters [R] → ids [R] int64.
+    """Draw one token per row: logits [R, V] float32, parameters [R] → ids [R] int64.
+
+    A row whose maximum is not finite gets some id of the vocabulary; `greedy` tells which rows those are.
 
     1. p = softmax((x - max x) / temperature), as fixed-point weights w = ⌊p · 2⁵²⌋, whose sums are exact in any order;
     2. min_p: tokens with w < min_p · max w are out;

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -50,58 +51,70 @@ _READS |= {"__bool__", "__int__", "__float__", "__complex__", "__index__"}
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A recording with the tensors it reads its inputs from and leaves its result in."""
+    """A recording with the arrays it reads its inputs from and the tensors it leaves its results in."""
 
     recording: Recording
-    token_ids: Tensor
-    positions: Tensor
-    hidden: Tensor
+    token_ids: np.ndarray
+    positions: np.ndarray
+    results: tuple[Tensor, ...]
+    parts: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    """By number of tokens: that many rows of the results. Steps of one size follow each other, so views are kept."""
+
+    def of(self, tokens: int) -> tuple[Tensor, ...]:
+        """The results of a step of so many tokens."""
+        if tokens not in self.parts:
+            self.parts[tokens] = tuple(result[:tokens] for result in self.results)
+        return self.parts[tokens]
 
 
 class CpuGraphs:
-    """Recordings by capacity, made when a step first needs one."""
+    """Recordings by kind of pass and capacity, made when a step first needs one."""
 
     def __init__(self) -> None:
-        self._recorded: dict[int, _Recorded] = {}
-        self._is_refused = False
+        self._recorded: dict[tuple[str, int], _Recorded] = {}
+        self._refused: set[str] = set()
 
     @property
     def is_recording(self) -> bool:
-        """Whether the last forward passes were replays, or none came yet."""
-        return not self._is_refused
+        """Whether no kind of pass was found that cannot be replayed."""
+        return not self._refused
 
-    def run(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward) -> Tensor:
+    def run(
+        self, kind: str, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward
+    ) -> tuple[Tensor, ...]:
         """See `StepGraphs.run`."""
-        if self._is_refused or not isinstance(plan, CpuPlan):
+        pool = current_pool()
+        if kind in self._refused or not isinstance(plan, CpuPlan) or pool.recording is not None:
             return forward(token_ids, positions, plan)
         tokens = token_ids.shape[0]
         capacity = max(_SMALL, 1 << (tokens - 1).bit_length())
-        recorded = self._recorded.get(capacity) or self._record(capacity, plan, forward)
+        recorded = self._recorded.get((kind, capacity)) or self._record(kind, capacity, plan, forward)
         if recorded is None:
             return forward(token_ids, positions, plan)
-        recorded.token_ids[:tokens] = token_ids
-        recorded.positions[:tokens] = positions
-        recorded.recording.replay(current_pool(), tokens, plan.record)
-        return recorded.hidden[:tokens]
+        recorded.token_ids[:tokens] = token_ids.numpy()
+        recorded.positions[:tokens] = positions.numpy()
+        recorded.recording.replay(pool, tokens, plan.record)
+        return recorded.of(tokens)
 
-    def _record(self, capacity: int, plan: CpuPlan, forward: Forward) -> _Recorded | None:
+    def _record(self, kind: str, capacity: int, plan: CpuPlan, forward: Forward) -> _Recorded | None:
         pool, recording = current_pool(), Recording(capacity)
-        token_ids, positions = (torch.zeros(capacity, dtype=torch.int64) for _ in range(2))
+        token_ids, positions = (np.zeros(capacity, dtype=np.int64) for _ in range(2))
+        inputs = torch.from_numpy(token_ids), torch.from_numpy(positions)
         pool.start(recording)
         try:
             with _ForeignOps():
-                hidden = forward(token_ids, positions, plan)
-            if not recording.owns(hidden):
+                results = forward(*inputs, plan)
+            if not all(map(recording.owns, results)):
                 raise NotReplayableError("what it returns is not the result of an op")
         except NotReplayableError as reason:
-            self._is_refused = True
-            logger.info("forward passes run op by op: %s", reason)
+            self._refused.add(kind)
+            logger.info("passes of the kind %s run op by op: %s", kind, reason)
             return None
         finally:
             pool.stop()
         recording.finish()
-        self._recorded[capacity] = _Recorded(recording, token_ids, positions, hidden)
-        return self._recorded[capacity]
+        self._recorded[kind, capacity] = _Recorded(recording, token_ids, positions, results)
+        return self._recorded[kind, capacity]
 
 
 class _ForeignOps(TorchFunctionMode):

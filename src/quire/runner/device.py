@@ -6,6 +6,7 @@ No device is a variant of another: `CpuDevice` completes at once because its mem
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from quire.base.cpu_kernels import are_usable
 from quire.base.errors import ConfigError
+from quire.ops.cpu.program import Pool, current_pool, using
 from quire.runner.cpu_graphs import CpuGraphs
 from quire.runner.graphs import DirectGraphs, StepGraphs
 from quire.runner.host_resources import available_memory, usable_cores
@@ -51,6 +53,15 @@ class Device(Protocol):
     def graphs(self) -> StepGraphs:
         """A fresh recorder of forward passes."""
 
+    def settle(self, threads: int, *, on_kernels: bool) -> None:
+        """Compute with so many host threads from now on; `on_kernels`: the model's work is done by compiled kernels."""
+
+    def computing(self) -> AbstractContextManager[object]:
+        """What a step runs in, so that its ops find the threads that were settled on."""
+
+    def kernel_seconds(self) -> float:
+        """How long the host waited inside compiled kernels so far; 0 on a device that queues its work."""
+
     def synchronize(self) -> None:
         """Wait for all queued work."""
 
@@ -77,6 +88,7 @@ class CpuDevice:
         self.torch_device = torch.device("cpu")
         self.threads = threads or usable_cores()
         torch.set_num_threads(self.threads)
+        self._pool: Pool | None = None
 
     def auto_dtype(self) -> torch.dtype:
         """float32: without native instructions torch emulates bfloat16 at a quarter of its speed."""
@@ -97,6 +109,22 @@ class CpuDevice:
     def graphs(self) -> StepGraphs:
         """Recordings on the compiled kernels, where there are any."""
         return CpuGraphs() if are_usable() else DirectGraphs()
+
+    def settle(self, threads: int, *, on_kernels: bool) -> None:
+        """Keep the kernels' threads, and leave torch one: its others would spin on the cores that the kernels need."""
+        self.threads = threads
+        torch.set_num_threads(threads)
+        if on_kernels:
+            self._pool = current_pool()  # as many as torch has now; the pool that the weights were packed with
+            torch.set_num_threads(1)
+
+    def computing(self) -> AbstractContextManager[object]:
+        """The threads that were settled on, where kernels run."""
+        return nullcontext() if self._pool is None else using(self._pool)
+
+    def kernel_seconds(self) -> float:
+        """How long calls of the kernels took since `settle`; 0 where there are none."""
+        return 0.0 if self._pool is None else self._pool.seconds
 
     def synchronize(self) -> None:
         """Nothing is ever queued."""
@@ -181,6 +209,18 @@ class CudaDevice:
     def graphs(self) -> StepGraphs:
         """Forward passes are called; recording them is the business of a GPU attention backend that allows it."""
         return DirectGraphs()
+
+    def settle(self, threads: int, *, on_kernels: bool) -> None:
+        """Host threads only prepare steps here."""
+        self.threads = threads
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Nothing to find: the GPU computes."""
+        return nullcontext()
+
+    def kernel_seconds(self) -> float:
+        """Not measured: kernels run beside the host."""
+        return 0.0
 
     def synchronize(self) -> None:
         """Wait for the GPU."""

@@ -13,23 +13,28 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionPlan
 
-Forward = Callable[[Tensor, Tensor, AttentionPlan], Tensor]
-"""token_ids [T], positions [T] and the step's plan → hidden states [T, E]."""
+Forward = Callable[[Tensor, Tensor, AttentionPlan], tuple[Tensor, ...]]
+"""token_ids [T], positions [T] and the step's plan → results whose first dimension is T."""
 
 
 class StepGraphs(Protocol):
     """Runs forward passes, recorded or not."""
 
-    def run(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward) -> Tensor:
-        """The result of `forward` on these inputs, computed by a replay where there is a recording that fits.
+    def run(
+        self, kind: str, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward
+    ) -> tuple[Tensor, ...]:
+        """The results of `forward` on these inputs, computed by a replay where there is a recording that fits.
 
-        The result may be overwritten by the next call.
+        Passes that compute different things have different kinds. A pass may run another one as its part. The results
+        may be overwritten by the next call.
         """
 
 
 class DirectGraphs:
     """No recordings: every forward pass is a call."""
 
-    def run(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward) -> Tensor:
+    def run(
+        self, kind: str, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward
+    ) -> tuple[Tensor, ...]:
         """Call `forward`."""
         return forward(token_ids, positions, plan)

@@ -1,12 +1,12 @@
-"""The rows: each running request's tokens and pages on the device, and how a step's inputs are read from them.
+"""The rows: each running request's tokens on the device and its pages, and how a step's inputs are read from them.
 
 A step brings only what changed (`base/step.py`); a steady decode uploads a few integers per row. A row's input token
-may have been drawn by a step whose result the host has not seen yet: it is read here, on the device, never sent.
+may have been drawn by a step whose result the host has not seen yet: it is read here, on the device, never sent. Pages
+are the host's decision, so their table stays on the host and each step sends the part that it reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,23 +44,23 @@ class StepInputs:
     """[R] int64: where each row's tokens begin among T."""
     draw_index: np.ndarray
     """Which of the R rows draw."""
-    last_tokens: Tensor
-    """Where the drawing rows' last tokens stand among T, on the device."""
+    last_tokens: Tensor | None
+    """Where the drawing rows' last tokens stand among T, on the device; None when each of the T tokens is one."""
     draws: DrawBatch
 
 
 class InputBatch:
-    """Tokens and page tables by row."""
+    """Tokens by row on the device, and page tables by row on the host."""
 
     def __init__(self, limits: RunnerLimits, device: Device) -> None:
         self._limits = limits
         self._device = device
         # A step that overlaps a request's last one draws a token more than the request may hold; it is dropped later.
         width = limits.max_model_len + 1
-        place = device.torch_device
-        self.tokens = torch.zeros(limits.max_num_seqs, width, dtype=torch.int32, device=place)
-        max_pages = pages_for(width, limits.page_size)
-        self.page_tables = torch.zeros(limits.max_num_seqs, max_pages, dtype=torch.int32, device=place)
+        self.tokens = torch.zeros(limits.max_num_seqs, width, dtype=torch.int32, device=device.torch_device)
+        self._flat_tokens = self.tokens.view(-1)
+        self.page_tables = np.zeros((limits.max_num_seqs, pages_for(width, limits.page_size)), dtype=np.int32)
+        self._rows: tuple[list[int], np.ndarray] = [], np.empty(0, dtype=np.int64)
         self._num_pages = np.zeros(limits.max_num_seqs, dtype=np.int64)
         self.invalid_rows: dict[int, str] = {}
         """Rows whose prompt holds ids the model does not have, and which; they must not reach the embedding."""
@@ -71,55 +71,73 @@ class InputBatch:
             self.invalid_rows.pop(row, None)
         for new in work.new_rows:
             self._start(new)
-        changes = [*self._placed(work.page_appends), *work.page_replacements]
-        if changes:
-            rows, places, pages = self._device.upload(np.array(changes, dtype=np.int64).T.copy())
-            self.page_tables[rows, places] = pages.int()
+        for row, page in work.page_appends:
+            self.page_tables[row, self._num_pages[row]] = page
+            self._num_pages[row] += 1
+        for row, place, page in work.page_replacements:
+            self.page_tables[row, place] = page
 
-    def store(self, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
+    def store(self, draws: DrawBatch, token_ids: Tensor) -> None:
         """Write drawn tokens [R] into their rows."""
-        self.tokens[rows, positions] = token_ids.int()
+        self._flat_tokens.index_copy_(0, draws.places, token_ids.int())
 
     def build(self, work: SchedulerOutput) -> StepInputs:
         """Read a step's inputs from the rows."""
-        rows, starts, counts = np.array([work.rows, work.starts, work.num_scheduled], dtype=np.int64)
-        ends = np.cumsum(counts)
-        first_tokens = ends - counts
-        steps = np.arange(ends[-1]) - np.repeat(first_tokens, counts)
-        host = np.stack((np.repeat(rows, counts), np.repeat(starts, counts) + steps))
-        token_rows, positions = self._device.upload(host)  # [T] each
-        draw_index = np.flatnonzero(np.array(work.samples, dtype=bool))
-        draw_rows, draw_positions = rows[draw_index], (starts + counts)[draw_index]
-        draws = self._device.upload(np.stack((ends[draw_index] - 1, draw_rows, draw_positions)))
+        num_rows, num_tokens = len(work.rows), sum(work.num_scheduled)
+        rows, starts = self._rows_of(work), np.array(work.starts, dtype=np.int64)
+        if num_tokens == num_rows:  # each row has one token
+            first_tokens, token_rows, positions, context_lens = np.arange(num_rows), rows, starts, starts + 1
+        else:
+            counts = np.array(work.num_scheduled, dtype=np.int64)
+            first_tokens = counts.cumsum() - counts
+            token_rows = rows.repeat(counts)
+            positions = (starts - first_tokens).repeat(counts) + np.arange(num_tokens)
+            context_lens = starts + counts
+        size, width = self._limits.page_size, self.tokens.shape[1]
+        pages, offsets = np.divmod(positions, size)
+        slots = self.page_tables[token_rows, pages] * size + offsets
+        upload = self._device.upload
+        places = np.array((token_rows * width + positions, positions, slots))
+        token_places, on_device, slot_mapping = upload(places).unbind()
+        if all(work.samples):
+            draw_index, draw_rows, draw_positions = np.arange(num_rows), rows, context_lens
+        else:
+            draw_index = np.array(work.samples).nonzero()[0]
+            draw_rows, draw_positions = rows[draw_index], context_lens[draw_index]
+        last_tokens = None
+        if len(draw_index) < num_tokens:
+            last_tokens = upload((first_tokens + context_lens - starts)[draw_index] - 1)
         return StepInputs(
-            token_ids=self.tokens[token_rows, positions].long(),
-            positions=positions,
-            attention=self._attention(token_rows, positions, context_lens=starts + counts, work=work),
+            token_ids=self._flat_tokens.index_select(0, token_places).long(),
+            positions=on_device,
+            attention=self._attention(rows, work, context_lens=context_lens, slots=slot_mapping),
             first_tokens=first_tokens,
             draw_index=draw_index,
-            last_tokens=draws[0],
-            draws=DrawBatch(
-                rows=draw_rows,
-                positions=draw_positions,
-                row_index=draws[1],
-                position_index=draws[2],
-                tokens=self.tokens,
-            ),
+            last_tokens=last_tokens,
+            draws=self._draws(draw_rows, draw_positions),
         )
 
+    def _rows_of(self, work: SchedulerOutput) -> np.ndarray:
+        """The step's rows; mostly those of the step before."""
+        if work.rows != self._rows[0]:
+            self._rows = list(work.rows), np.array(work.rows, dtype=np.int64)
+        return self._rows[1]
+
+    def _draws(self, rows: np.ndarray, positions: np.ndarray) -> DrawBatch:
+        index = self._device.upload(np.array((rows, positions, rows * self.tokens.shape[1] + positions)))
+        return DrawBatch(rows=rows, positions=positions, index=index, tokens=self.tokens)
+
     def _attention(
-        self, token_rows: Tensor, positions: Tensor, *, context_lens: np.ndarray, work: SchedulerOutput
+        self, rows: np.ndarray, work: SchedulerOutput, *, context_lens: np.ndarray, slots: Tensor
     ) -> AttentionBatch:
-        size = self._limits.page_size
-        most_pages = pages_for(int(context_lens.max()), size)
-        row_index = self._device.upload(np.array(work.rows, dtype=np.int64))
-        pages = self.page_tables[token_rows, positions // size].long()  # [T]
+        lens = context_lens.tolist()
+        most_pages = pages_for(max(lens), self._limits.page_size)
         return AttentionBatch(
-            query_lens=list(work.num_scheduled),
-            context_lens=context_lens.tolist(),
-            page_tables=self.page_tables[:, :most_pages].index_select(0, row_index),
-            slot_mapping=pages * size + positions % size,
-            page_size=size,
+            query_lens=work.num_scheduled,
+            context_lens=lens,
+            page_tables=self._device.upload(self.page_tables[:, :most_pages].take(rows, axis=0)),
+            slot_mapping=slots,
+            page_size=self._limits.page_size,
         )
 
     def _start(self, new: NewRow) -> None:
@@ -132,14 +150,6 @@ class InputBatch:
             token_ids[outside] = 0
         self.tokens[new.row, : len(token_ids)] = self._device.upload(token_ids.astype(np.int32))
         num_pages = len(new.page_ids)
-        self.page_tables[new.row, :num_pages] = self._device.upload(np.array(new.page_ids, dtype=np.int32))
+        self.page_tables[new.row, :num_pages] = new.page_ids
         self.page_tables[new.row, num_pages : self._num_pages[new.row]] = 0  # what a former owner left
         self._num_pages[new.row] = num_pages
-
-    def _placed(self, appends: Sequence[tuple[int, int]]) -> list[tuple[int, int, int]]:
-        """Appended pages as (row, place in the row's table, page)."""
-        placed = []
-        for row, page in appends:
-            placed.append((row, int(self._num_pages[row]), page))
-            self._num_pages[row] += 1
-        return placed

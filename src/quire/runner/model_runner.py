@@ -14,13 +14,14 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend, AttentionPlan
 from quire.base.step import SchedulerOutput
+from quire.ops.sampling import greedy
 from quire.runner.device import Device
 from quire.runner.errors import allocation_failures_as_step_errors
 from quire.runner.input_batch import InputBatch, RunnerLimits, StepInputs
 from quire.runner.kv_tensors import copy_pages, poison
 from quire.runner.pending import PendingTokens, StepResults
 from quire.runner.prompt_logprobs import prompt_logprobs
-from quire.runner.sampler import SampledTensors, Sampler
+from quire.runner.sampler import Greedy, SampledTensors, Sampler
 
 
 class RunnableModel(Protocol):
@@ -53,6 +54,11 @@ class ModelRunner:
         self._sampler = Sampler(device=device, max_num_seqs=limits.max_num_seqs, vocab_size=limits.vocab_size)
         self._graphs = device.graphs()
 
+    @property
+    def kernel_seconds(self) -> float:
+        """See `Device.kernel_seconds`."""
+        return self._device.kernel_seconds()
+
     @torch.inference_mode()
     def launch(self, work: SchedulerOutput) -> PendingTokens:
         """Queue one step; does not wait for the device where that has a queue.
@@ -61,12 +67,11 @@ class ModelRunner:
             StepError: when memory ran out. The rows of other requests are untouched; those of the step hold no valid
                 result and must be freed.
         """
-        with allocation_failures_as_step_errors():
+        with allocation_failures_as_step_errors(), self._device.computing():
             self._update_rows(work)
             copy_pages(self._kv, work.page_copies)
             inputs = self._batch.build(work)
-            hidden = self._forward(inputs)
-            sampled = self._sample(inputs, hidden)
+            hidden, sampled = self._run(inputs)
             prompt = prompt_logprobs(
                 work, inputs, hidden, state=self._sampler.state, batch=self._batch, logits=self._model.logits
             )
@@ -91,19 +96,33 @@ class ModelRunner:
         self._batch.apply(work)
         self._sampler.add(work.new_rows)
 
-    def _forward(self, inputs: StepInputs) -> Tensor:
-        """Hidden states [T, E]."""
+    def _run(self, inputs: StepInputs) -> tuple[Tensor, SampledTensors | None]:
+        """Hidden states [T, E], and what was drawn for the rows that reached their last token and stored in them."""
         plan = self._backend.plan(inputs.attention)
-        return self._graphs.run(inputs.token_ids, inputs.positions, plan, forward=self._run_model)
-
-    def _run_model(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
-        return self._model(token_ids, positions, kv=self._kv, plan=plan)
-
-    def _sample(self, inputs: StepInputs, hidden: Tensor) -> SampledTensors | None:
-        """Draw for the rows that reached their last token, and store what they drew; None when none did."""
+        if inputs.last_tokens is None:
+            hidden, logits, ids, largest = self._graphs.run(
+                "decode", inputs.token_ids, inputs.positions, plan, forward=self._decode
+            )
+            return hidden, self._sample(logits, inputs, Greedy(ids, largest))
+        (hidden,) = self._hidden(inputs.token_ids, inputs.positions, plan)
         if not inputs.draw_index.size:
-            return None
-        logits = self._model.logits(hidden[inputs.last_tokens])  # [R, V]
-        sampled = self._sampler.sample(logits, inputs.draws)
-        self._batch.store(inputs.draws.row_index, inputs.draws.position_index, sampled.ids)
+            return hidden, None
+        logits = self._model.logits(hidden.index_select(0, inputs.last_tokens))  # [R, V]
+        return hidden, self._sample(logits, inputs, Greedy(*greedy(logits)))
+
+    def _sample(self, logits: Tensor, inputs: StepInputs, found: Greedy) -> SampledTensors:
+        sampled = self._sampler.sample(logits, inputs.draws, found)
+        self._batch.store(inputs.draws, sampled.ids)
         return sampled
+
+    def _decode(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+        """A pass whose every token is its row's last: hidden states, logits, the largest one's id and the largest."""
+        (hidden,) = self._hidden(token_ids, positions, plan)
+        logits = self._model.logits(hidden)
+        return hidden, logits, *greedy(logits)
+
+    def _hidden(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+        return self._graphs.run("hidden", token_ids, positions, plan, forward=self._forward)
+
+    def _forward(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+        return (self._model(token_ids, positions, kv=self._kv, plan=plan),)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, isnan
 
 import numpy as np
 from torch import Tensor
@@ -15,7 +15,7 @@ from quire.ops.sampling import TokenLogprobTensors
 from quire.runner.device import Device
 from quire.runner.errors import allocation_failures_as_step_errors
 from quire.runner.prompt_logprobs import PromptPart
-from quire.runner.sampler import STATUS_TEXT, RowStatus, SampledTensors
+from quire.runner.sampler import STATUS_TEXT, SampledTensors, status_of
 
 _NAN_PROMPT = "the model's log-probabilities of this prompt are NaN"
 
@@ -39,7 +39,8 @@ class PendingTokens:
     def __init__(self, results: StepResults, device: Device) -> None:
         self._results = results
         self._copy = device.fetch(list(_tensors(results)))
-        self._answer: SampledTokens | None = None
+        # What is there already is read now: the next step may compute in the same memory.
+        self._answer = _assemble(results, iter(self._copy.wait())) if self._copy.is_ready() else None
 
     def is_ready(self) -> bool:
         """Whether `wait` would return at once."""
@@ -60,7 +61,7 @@ class PendingTokens:
 def _tensors(results: StepResults) -> Iterable[Tensor]:
     """Everything to copy back, in the order `_assemble` reads it."""
     if results.sampled is not None:
-        yield from (results.sampled.ids, results.sampled.status)
+        yield from (results.sampled.ids, results.sampled.largest)
         yield from results.sampled.logprobs or ()
     for _, tensors in results.prompt:
         yield from tensors
@@ -71,12 +72,11 @@ def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
     answer = SampledTokens(token_ids=[[] for _ in range(results.num_rows)])
     lines = results.draw_index.tolist()
     if results.sampled is not None:
-        ids, status = next(tensors).tolist(), next(tensors).tolist()
-        for line, token_id, code in zip(lines, ids, status, strict=True):
-            if code == RowStatus.DRAWN:
+        for line, token_id, largest in zip(lines, next(tensors).tolist(), next(tensors).tolist(), strict=True):
+            if isfinite(largest):
                 answer.token_ids[line] = [token_id]
             else:
-                answer.failed_rows[line] = STATUS_TEXT[code]
+                answer.failed_rows[line] = STATUS_TEXT[status_of(largest)]
         if results.sampled.logprobs is not None:
             places = [lines[which] for which in results.sampled.asking.tolist()]
             entries = _entries([next(tensors) for _ in range(3)], results.sampled.num_logprobs.tolist())
@@ -85,7 +85,7 @@ def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
                 answer.logprobs[line] = None if line in answer.failed_rows else [entry]
     for part, _ in results.prompt:
         prompt = _entries([next(tensors) for _ in range(3)], [part.num_top] * part.count)
-        if any(math.isnan(value) for entry in prompt for value in entry.logprobs):
+        if any(isnan(value) for entry in prompt for value in entry.logprobs):
             answer.failed_rows.setdefault(part.line, _NAN_PROMPT)
         else:
             answer.prompt_logprobs[part.line] = prompt

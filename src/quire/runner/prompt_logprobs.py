@@ -34,6 +34,8 @@ class PromptPart:
 
 def wanted_parts(work: SchedulerOutput, state: SamplingState, first_tokens: np.ndarray) -> list[PromptPart]:
     """What rows want of the prompt tokens at starts + 1 .. starts + num_scheduled."""
+    if not state.asks_for_prompt:
+        return []
     asked = state.num_prompt_logprobs[np.array(work.rows)]
     parts = []
     for line in np.flatnonzero(asked >= 0).tolist():

@@ -11,9 +11,11 @@ any batch and after preemption. Rows that ask for nothing special cost one reduc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +28,9 @@ from quire.runner.logits_processor import LogitsProcessor, RowContext, build_log
 from quire.runner.sampling_state import RowControls, SamplingState
 
 _MINUS_INFINITY = float("-inf")
+_LOGPROBS, _CHANGES, _RANDOM = 1, 2, 4
+"""What a row may want besides its largest logit, as bits: log-probabilities, changed logits, a draw."""
+_NONE = np.empty(0, dtype=np.int64)
 
 
 class RowStatus(IntEnum):
@@ -50,32 +55,50 @@ class DrawBatch:
     """[R] int64."""
     positions: np.ndarray
     """[R] int64: position of the token to be drawn, which is the number of tokens before it."""
-    row_index: Tensor
-    """`rows` on the device."""
-    position_index: Tensor
-    """`positions` on the device."""
+    index: Tensor
+    """[3, R] int64 on the device: `rows`, `positions`, and where the drawn tokens go in `tokens` laid out flat."""
     tokens: Tensor
     """[all rows, L] int32 on the device: every row's tokens by position."""
+
+    @property
+    def row_index(self) -> Tensor:
+        """`rows` on the device."""
+        return self.index[0]
+
+    @property
+    def position_index(self) -> Tensor:
+        """`positions` on the device."""
+        return self.index[1]
+
+    @property
+    def places(self) -> Tensor:
+        """Where the drawn tokens go in `tokens`, laid out flat."""
+        return self.index[2]
 
     def select(self, which: np.ndarray, index: Tensor) -> DrawBatch:
         """Some of the rows: `which` on the host, the same as `index` on the device."""
         return DrawBatch(
-            rows=self.rows[which],
-            positions=self.positions[which],
-            row_index=self.row_index[index],
-            position_index=self.position_index[index],
-            tokens=self.tokens,
+            rows=self.rows[which], positions=self.positions[which], index=self.index[:, index], tokens=self.tokens
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+class Greedy(NamedTuple):
+    """What `ops.greedy` finds in logits [R, V]."""
+
+    ids: Tensor
+    """[R] int64."""
+    largest: Tensor
+    """[R] float32, NaN where any logit is."""
+
+
+@dataclass(frozen=True, slots=True)
 class SampledTensors:
     """What was drawn, on the device."""
 
     ids: Tensor
-    """[R] int64; 0 where the status is not DRAWN."""
-    status: Tensor
-    """[R] int8: `RowStatus`."""
+    """[R] int64; without meaning, but in the vocabulary, where `status_of` the largest logit is not DRAWN."""
+    largest: Tensor
+    """[R] the largest logit that was left to each row, NaN where any was."""
     asking: np.ndarray
     """Which rows asked for log-probabilities, as positions in the batch."""
     num_logprobs: np.ndarray
@@ -92,10 +115,13 @@ class Sampler:
         self.state = SamplingState(device=device, max_num_seqs=max_num_seqs, vocab_size=vocab_size)
         self._processors = build_logits_processors(vocab_size)
         self._active: list[dict[int, NewRow]] = [{} for _ in self._processors]
-        self._is_processed = np.zeros(max_num_seqs, dtype=bool)
+        self._extras = np.zeros(max_num_seqs, dtype=np.uint8)
+        self._has_extras = False
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
         """Learn how the rows that start draw their tokens."""
+        if not new_rows:
+            return
         self.state.add(new_rows)
         for processor, active in zip(self._processors, self._active, strict=True):
             for new in new_rows:
@@ -103,58 +129,76 @@ class Sampler:
                 if processor.is_active(new.params):
                     active[new.row] = new
         for new in new_rows:
-            self._is_processed[new.row] = any(new.row in active for active in self._active)
+            self._extras[new.row] = self._extras_of(new.row)
+        self._has_extras = bool(self._extras.any())
 
     def remove(self, rows: Sequence[int]) -> None:
         """Forget rows that ended."""
+        if not rows:
+            return
         self.state.remove(rows)
-        self._is_processed[list(rows)] = False
+        self._extras[list(rows)] = 0
+        self._has_extras = bool(self._extras.any())
         for active in self._active:
             for row in rows:
                 active.pop(row, None)
 
-    def sample(self, logits: Tensor, batch: DrawBatch) -> SampledTensors:
-        """Draw one token per row from logits [R, V] float32, which are consumed: some rows are overwritten."""
-        rows = batch.rows
-        num_logprobs = self.state.num_logprobs[rows]
-        asking = np.flatnonzero(num_logprobs >= 0)
-        raw = ops.log_probs(logits[self._index(asking)]) if asking.size else None
-        ids, largest = ops.greedy(logits)
-        status = _status_of(largest)
-        changed = np.flatnonzero(
-            self.state.has_controls[rows] | self._is_processed[rows] | self.state.has_penalty[rows]
-        )
-        if changed.size:
-            index = self._index(changed)
-            adjusted = self._adjust(logits[index], batch.select(changed, index))
-            ids[index], largest = ops.greedy(adjusted)
-            status[index] = torch.where(status[index] == RowStatus.DRAWN, _status_of(largest), status[index])
-            logits.index_copy_(0, index, adjusted)
-        self._draw_random(logits, batch, ids)
-        ids = torch.where(status == RowStatus.DRAWN, ids, 0)
+    def sample(self, logits: Tensor, batch: DrawBatch, found: Greedy) -> SampledTensors:
+        """Draw one token per row from logits [R, V] float32, in which `found` is the largest.
+
+        Both are consumed: some rows are overwritten.
+        """
+        if not self._has_extras:
+            return SampledTensors(*found, asking=_NONE, num_logprobs=_NONE, logprobs=None)
+        extras = self._extras[batch.rows]
+        asked = int(np.bitwise_or.reduce(extras))
+        asking = (extras & _LOGPROBS).nonzero()[0]
+        raw = ops.log_probs(_lines(logits, asking, self._index)) if asking.size else None
+        ids, largest = found
+        if asked & _CHANGES:
+            logits = self._change(logits, batch, (extras & _CHANGES).nonzero()[0], found=found)
+        if asked & _RANDOM:
+            ids = self._draw(logits, batch, (extras & _RANDOM).nonzero()[0], ids)
+        num_logprobs = self.state.num_logprobs[batch.rows[asking]]
         logprobs = None
         if raw is not None:
             logprobs = ops.token_logprobs(raw, ids[self._index(asking)], int(num_logprobs.max()))
-        return SampledTensors(
-            ids=ids, status=status, asking=asking, num_logprobs=num_logprobs[asking], logprobs=logprobs
-        )
+        return SampledTensors(ids, largest, asking=asking, num_logprobs=num_logprobs, logprobs=logprobs)
 
-    def _draw_random(self, logits: Tensor, batch: DrawBatch, ids: Tensor) -> None:
-        """Overwrite the ids of rows that are not greedy."""
-        which = np.flatnonzero(self.state.is_random[batch.rows])
-        if not which.size:
-            return
-        index = self._index(which)
-        rows = batch.row_index[index]
+    def _extras_of(self, row: int) -> int:
+        """What a row wants besides the largest logit."""
         state = self.state
-        ids[index] = ops.draw(
-            logits if which.size == len(batch.rows) else logits[index],
-            temperature=state.temperature[rows],
-            min_p=state.min_p[rows],
-            top_k=state.top_k[rows],
-            top_p=state.top_p[rows],
-            uniform=ops.uniform(state.seeds[rows], batch.position_index[index]),
+        is_changed = state.has_controls[row] or state.has_penalty[row] or any(row in active for active in self._active)
+        wants_logprobs = state.num_logprobs[row] >= 0
+        return _LOGPROBS * bool(wants_logprobs) | _CHANGES * bool(is_changed) | _RANDOM * bool(state.is_random[row])
+
+    def _change(self, logits: Tensor, batch: DrawBatch, which: np.ndarray, *, found: Greedy) -> Tensor:
+        """The logits with those of some rows changed; also changes what was found in them.
+
+        A row whose logits were not finite before stays reported, whatever a mask hides.
+        """
+        ids, largest = found
+        index = self._index(which)
+        adjusted = self._adjust(_lines(logits, which, self._index), batch.select(which, index))
+        ids[index], left = ops.greedy(adjusted)
+        raw = largest[index]
+        largest[index] = torch.where(raw.isfinite(), left, raw)
+        return adjusted if len(which) == len(logits) else logits.index_copy_(0, index, adjusted)
+
+    def _draw(self, logits: Tensor, batch: DrawBatch, which: np.ndarray, ids: Tensor) -> Tensor:
+        """The ids with those of rows that are not greedy drawn."""
+        columns = self.state.columns(batch.rows[which])
+        is_all = len(which) == len(batch.rows)
+        index = self._index(which)
+        drawn = ops.draw(
+            logits if is_all else logits[index],
+            temperature=columns.temperature,
+            min_p=columns.min_p,
+            top_k=columns.top_k,
+            top_p=columns.top_p,
+            uniform=ops.uniform(columns.seeds, batch.position_index if is_all else batch.position_index[index]),
         )
+        return drawn if is_all else ids.index_copy_(0, index, drawn)
 
     def _adjust(self, logits: Tensor, batch: DrawBatch) -> Tensor:
         """Masks, bias, processors, penalties on the logits [R, V] of rows that want any; may change them in place."""
@@ -209,7 +253,13 @@ def apply_controls(logits: Tensor, controls: RowControls, *, output: Tensor) -> 
         logits.index_fill_(0, controls.stop_ids, _MINUS_INFINITY)
 
 
-def _status_of(largest: Tensor) -> Tensor:
-    """`RowStatus` by the largest logit of each row: [R] → int8 [R]."""
-    masked = torch.where(largest == _MINUS_INFINITY, RowStatus.ALL_MASKED.value, RowStatus.NOT_FINITE.value)
-    return torch.where(largest.isfinite(), RowStatus.DRAWN.value, masked).to(torch.int8)
+def _lines(logits: Tensor, which: np.ndarray, upload: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """Some rows of the logits, not copied where they are all."""
+    return logits if len(which) == len(logits) else logits[upload(which)]
+
+
+def status_of(largest: float) -> RowStatus:
+    """Whether a row could be drawn from, by the largest logit that was left to it."""
+    if math.isfinite(largest):
+        return RowStatus.DRAWN
+    return RowStatus.ALL_MASKED if largest == _MINUS_INFINITY else RowStatus.NOT_FINITE

@@ -55,6 +55,17 @@ class RowControls:
     """Output tokens before a stop id may be drawn."""
 
 
+@dataclass(frozen=True, slots=True)
+class DrawColumns:
+    """The parameters of some rows, in the order of the rows; on the device."""
+
+    temperature: Tensor
+    min_p: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    seeds: Tensor
+
+
 class SamplingState:
     """How each row draws its tokens."""
 
@@ -76,13 +87,26 @@ class SamplingState:
         self.has_controls = np.zeros(max_num_seqs, dtype=bool)
         self.num_logprobs = np.full(max_num_seqs, _NOT_ASKED, dtype=np.int64)
         self.num_prompt_logprobs = np.full(max_num_seqs, _NOT_ASKED, dtype=np.int64)
+        self.asks_for_prompt = False
+        """Whether any row wants log-probabilities of its prompt."""
         self.prompt_lengths = np.zeros(max_num_seqs, dtype=np.int64)
         self.controls: dict[int, RowControls] = {}
+        self._columns: tuple[bytes, DrawColumns] | None = None  # of the last rows asked for: mostly the next ones too
+
+    def columns(self, rows: np.ndarray) -> DrawColumns:
+        """The parameters that rows draw with."""
+        key = rows.tobytes()
+        if self._columns is None or self._columns[0] != key:
+            index = self._device.upload(rows)
+            columns = (self.temperature, self.min_p, self.top_k, self.top_p, self.seeds)
+            self._columns = key, DrawColumns(*(column[index] for column in columns))
+        return self._columns[1]
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
         """Set the rows that start; what a former owner left is overwritten."""
         if not new_rows:
             return
+        self._columns = None
         rows = np.array([new.row for new in new_rows], dtype=np.int64)
         params = [new.params for new in new_rows]
         index = self._device.upload(rows)
@@ -98,6 +122,7 @@ class SamplingState:
         self.has_penalty[rows] = [_penalties(p) != (1.0, 0.0, 0.0) for p in params]
         self.num_logprobs[rows] = [_count(p.logprobs, self.vocab_size) for p in params]
         self.num_prompt_logprobs[rows] = [_count(p.prompt_logprobs, self.vocab_size) for p in params]
+        self.asks_for_prompt = bool((self.num_prompt_logprobs >= 0).any())
         for new in new_rows:
             self._set_controls(new)
 
@@ -106,6 +131,8 @@ class SamplingState:
         for row in rows:
             self.controls.pop(row, None)
         self.has_controls[list(rows)] = False
+        self.num_prompt_logprobs[list(rows)] = _NOT_ASKED
+        self.asks_for_prompt = bool((self.num_prompt_logprobs >= 0).any())
 
     def _set(self, target: Tensor, index: Tensor, values: Sequence[object]) -> None:
         host = torch.tensor(values, dtype=target.dtype).numpy()

@@ -13,12 +13,10 @@ from quire.cache.manager import KVCacheManager
 
 def stop_at(request: Request, token_id: int) -> tuple[FinishReason | None, int | None]:
     """Whether the request ends with its latest token `token_id`: (finish reason, stop reason)."""
-    num_output_tokens = request.num_output_tokens
-    if num_output_tokens >= request.params.min_tokens:
-        if token_id in request.eos_token_ids:
-            return FinishReason.STOP, None
-        if token_id in request.stop_token_ids:
-            return FinishReason.STOP, token_id
+    num_output_tokens = len(request.token_ids) - request.num_prompt_tokens
+    is_end, is_stop = token_id in request.eos_token_ids, token_id in request.stop_token_ids
+    if (is_end or is_stop) and num_output_tokens >= request.params.min_tokens:
+        return FinishReason.STOP, None if is_end else token_id
     if num_output_tokens >= request.max_tokens:
         return FinishReason.LENGTH, None
     return None, None
@@ -42,18 +40,23 @@ class Collector:
         start, num_tokens = work.starts[position], work.num_scheduled[position]
         if request.status is RequestStatus.RUNNING:  # a preempted one has lost the pages, not the token
             self._cache.commit(request, start + num_tokens)
-        entries = sampled.prompt_logprobs.get(position)
-        if entries is not None and request.num_output_tokens == 0 and request.index == 0:  # samples share their prompt
-            gathered = self._prompt_logprobs.setdefault(request, [])
-            if start <= len(gathered):  # a chunk computed again after preemption brings what is there already
-                gathered += entries[len(gathered) - start :]
+        if sampled.prompt_logprobs:
+            self._gather(request, sampled.prompt_logprobs.get(position), start)
         token_ids = sampled.token_ids[position]
         if not token_ids:
             return None
         output = self._append(request, token_ids, now)
-        logprobs = sampled.logprobs[position] if sampled.logprobs is not None else None
-        output.logprobs = logprobs[: len(output.token_ids)] if logprobs is not None else None
+        if sampled.logprobs is not None:
+            logprobs = sampled.logprobs[position]
+            output.logprobs = logprobs[: len(output.token_ids)] if logprobs is not None else None
         return output
+
+    def _gather(self, request: Request, entries: list[TokenLogprobs] | None, start: int) -> None:
+        """Keep log-probabilities of the prompt from position `start` + 1 on."""
+        if entries is not None and request.num_output_tokens == 0 and request.index == 0:  # samples share their prompt
+            gathered = self._prompt_logprobs.setdefault(request, [])
+            if start <= len(gathered):  # a chunk computed again after preemption brings what is there already
+                gathered += entries[len(gathered) - start :]
 
     def forget(self, request: Request) -> None:
         """Drop what was gathered for a request that ended."""

@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
 import quire
 from quire.base.metrics import EngineStats
 from quire.base.outputs import RequestMetrics
+from quire.server.histogram import LoopHistogram
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
@@ -139,9 +140,9 @@ class ServerMetrics:
             "prompt_tokens", "Prompt tokens of requests that ended, cached ones included."
         )
         self._streams = Gauge("quire:open_streams", "Streams being sent.", registry=self.registry)
-        self._first_token = [self._histogram("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS)]
-        self._inter_token = [self._histogram("inter_token_latency_seconds", INTER_TOKEN_BUCKETS)]
-        self._whole = [self._histogram("e2e_request_latency_seconds", REQUEST_BUCKETS)]
+        self._first_token = self._histogram("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS)
+        self._inter_token = self._histogram("inter_token_latency_seconds", INTER_TOKEN_BUCKETS)
+        self._whole = self._histogram("e2e_request_latency_seconds", REQUEST_BUCKETS)
         self._queue = self._histogram("request_queue_time_seconds", FIRST_TOKEN_BUCKETS)
         self._prompt_size = self._histogram("request_prompt_tokens", TOKEN_BUCKETS)
         self._output_size = self._histogram("request_generation_tokens", TOKEN_BUCKETS)
@@ -151,23 +152,23 @@ class ServerMetrics:
         """Observe this engine: its snapshot at each scrape, its requests as they happen."""
         self.registry.register(EngineCollector(engine, fingerprint=fingerprint, compat=self._compat))
         if self._compat:
-            name = engine.info.served_names[0]
-            self._first_token.append(self._twin("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS, name))
-            self._inter_token.append(self._twin("inter_token_latency_seconds", INTER_TOKEN_BUCKETS, name))
-            self._whole.append(self._twin("e2e_request_latency_seconds", REQUEST_BUCKETS, name))
+            labels = {"model_name": engine.info.served_names[0], "engine": "0"}
+            for name, histogram in (
+                ("time_to_first_token_seconds", self._first_token),
+                ("inter_token_latency_seconds", self._inter_token),
+                ("e2e_request_latency_seconds", self._whole),
+            ):
+                histogram.add_name(f"vllm:{name}", f"As quire:{name}.", labels)
         engine.requests.observer = self
 
     def first_token(self, seconds: float) -> None:
         """A request's first token arrived `seconds` after the request did."""
-        for histogram in self._first_token:
-            histogram.observe(seconds)
+        self._first_token.observe(seconds)
 
     def inter_token(self, seconds: float, num_tokens: int) -> None:
         """`num_tokens` more tokens arrived `seconds` after the one before them."""
-        share = seconds / max(1, num_tokens)
-        for histogram in self._inter_token:
-            for _ in range(num_tokens):
-                histogram.observe(share)
+        if num_tokens:
+            self._inter_token.observe(seconds / num_tokens, num_tokens)
 
     def finished(
         self, metrics: RequestMetrics, *, prompt_tokens: int, output_tokens: int, reason: str, error_kind: str | None
@@ -177,8 +178,7 @@ class ServerMetrics:
         if metrics.first_scheduled_time:
             self._queue.observe(max(0.0, metrics.first_scheduled_time - metrics.arrival_time))
         if metrics.finished_time:
-            for histogram in self._whole:
-                histogram.observe(max(0.0, metrics.finished_time - metrics.arrival_time))
+            self._whole.observe(max(0.0, metrics.finished_time - metrics.arrival_time))
         if prompt_tokens:
             self._prompt_tokens.inc(prompt_tokens)
             self._prompt_size.observe(prompt_tokens)
@@ -207,12 +207,6 @@ class ServerMetrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"quire:{name}", text, labels, registry=self.registry)
 
-    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> LoopHistogram:
         text = name.replace("_", " ").capitalize() + "."
-        return Histogram(f"quire:{name}", text, buckets=buckets, registry=self.registry)
-
-    def _twin(self, name: str, buckets: tuple[float, ...], model: str) -> Histogram:
-        """The same histogram under vLLM's name and labels."""
-        labels = ("model_name", "engine")
-        family = Histogram(f"vllm:{name}", f"As quire:{name}.", labels, buckets=buckets, registry=self.registry)
-        return family.labels(model, "0")
+        return LoopHistogram(f"quire:{name}", text, buckets, registry=self.registry)

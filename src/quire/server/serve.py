@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import logging
 import resource
@@ -129,6 +130,7 @@ class ServerLife:
             return 0
         try:
             attach_engine(self._app, engine)
+            gc.freeze()  # modules and settings are no garbage, and looking through them would hold up every stream
             on_ready(self.url)
             if await self._engine_died(engine):
                 logger.critical("the engine stopped: %s; exiting with status 1", engine.failure)

@@ -98,9 +98,26 @@ def test_quantizing_without_the_kernels_is_refused_with_the_way_out(facts, optio
         _resolve(facts, quantization="int8", **options)
 
 
+def test_what_was_asked_of_a_step_wins_over_its_arithmetic():
+    big = dataclasses.replace(INFO, num_parameters=4_000_000_000, weight_files=())
+    facts = dataclasses.replace(CPU, free_bytes=2**40)
+    resolved = _resolve(facts, big, max_num_batched_tokens=3000, max_prefill_tokens_mixed=2000)
+    assert (resolved.max_num_batched_tokens, resolved.max_prefill_tokens_mixed) == (3000, 2000)
+    resolved = _resolve(facts, big, preset="throughput")
+    assert (resolved.max_num_batched_tokens, resolved.max_prefill_tokens_mixed) == (4096, 2048)
+
+
+def test_a_model_that_torch_computes_is_given_steps_by_torchs_rate():
+    info = dataclasses.replace(INFO, num_parameters=500_000_000)
+    facts = dataclasses.replace(WITH_KERNELS, free_bytes=2**40)
+    on_kernels, on_torch = (_resolve(facts, info, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert on_kernels.runs_on_kernels and not on_torch.runs_on_kernels
+    assert on_kernels.max_num_batched_tokens > on_torch.max_num_batched_tokens
+
+
 def test_prefill_beside_decodes_never_exceeds_the_step():
     assert _resolve(max_num_batched_tokens=64).max_prefill_tokens_mixed == 64
-    assert _resolve(max_num_seqs=2000).max_num_batched_tokens == 2000
+    assert _resolve(max_num_seqs=3000).max_num_batched_tokens == 3000
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from quire.ops.cpu.program import Pool, using
 
 GUARD = 96
 """Poisoned numbers before and after each tensor: more than the widest load of any instruction set."""
-_POISON = {torch.float32: math.nan, torch.int64: -(1 << 40)}
+_POISON = {torch.float32: math.nan, torch.float64: math.nan, torch.int64: -(1 << 40)}
 
 
 class Memory:

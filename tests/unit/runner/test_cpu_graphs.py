@@ -77,6 +77,12 @@ class Tiny:
         return positions * 7 % VOCAB, positions, self.attention.plan(batch)
 
 
+def run(graphs, model, step):
+    """The one result of a pass."""
+    (result,) = graphs.run("hidden", *step, forward=lambda *inputs: (model(*inputs),))
+    return result
+
+
 STEPS = [
     [(0, 5)],
     [(5, 6)],
@@ -93,7 +99,7 @@ def test_replays_of_any_number_of_tokens_are_direct_runs_bit_for_bit():
     model, same, graphs = Tiny(), Tiny(), CpuGraphs()
     with torch.inference_mode():
         for rows in STEPS:
-            recorded = graphs.run(*model.step(rows), forward=model)
+            recorded = run(graphs, model, model.step(rows))
             assert torch.equal(recorded, same(*same.step(rows))), rows
     assert model.calls == 2, "one recording of 64 tokens and one of 256"
     assert all(map(torch.equal, model.kv, same.kv))
@@ -104,7 +110,41 @@ def test_a_step_without_tokens_and_one_of_exactly_the_capacity_are_replayed():
     for rows in ([(0, 64)], [], [(64, 128)]):
         step = model.step(rows) if rows else (torch.zeros(0, dtype=torch.int64),) * 2 + (_empty_plan(model),)
         expected = same(*same.step(rows)) if rows else torch.zeros(0, WIDTH)
-        assert torch.equal(graphs.run(*step, forward=model), expected)
+        assert torch.equal(run(graphs, model, step), expected)
+
+
+def test_a_pass_that_contains_another_is_recorded_whole_and_each_kind_for_itself():
+    model, same, graphs = Tiny(), Tiny(), CpuGraphs()
+
+    def inner(*inputs):
+        return (model(*inputs),)
+
+    def outer(*inputs):
+        (hidden,) = graphs.run("inner", *inputs, forward=inner)
+        return hidden, ops.add(hidden, hidden)
+
+    with torch.inference_mode():
+        for kind in ("outer", "inner", "outer"):
+            step = model.step([(0, 5)])
+            found = graphs.run(kind, *step, forward=outer if kind == "outer" else inner)
+            expected = same(*step)
+            assert torch.equal(found[0], expected)
+            assert kind == "inner" or torch.equal(found[1], expected + expected)
+    assert model.calls == 2, "one recording of each kind"
+
+
+def test_a_part_that_can_be_recorded_is_replayed_inside_a_pass_that_cannot():
+    model, same, graphs = Tiny(), Tiny(), CpuGraphs()
+
+    def outer(*inputs):
+        (hidden,) = graphs.run("inner", *inputs, forward=lambda *given: (model(*given),))
+        return (hidden.double(),)
+
+    with torch.inference_mode():
+        for rows in STEPS[:2]:
+            (found,) = graphs.run("outer", *model.step(rows), forward=outer)
+            assert torch.equal(found, same(*same.step(rows)).double())
+    assert model.calls == 2, "the attempt to record the whole, and the recording of the part"
 
 
 def _empty_plan(model):
@@ -187,7 +227,7 @@ def test_a_foreign_operation_is_named_and_the_model_then_runs_op_by_op(caplog, e
     model, same, graphs = Tiny(extra), Tiny(extra), CpuGraphs()
     with caplog.at_level(logging.INFO):
         for rows in STEPS:
-            assert torch.equal(graphs.run(*model.step(rows), forward=model), same(*same.step(rows)))
+            assert torch.equal(run(graphs, model, model.step(rows)), same(*same.step(rows)))
     (line,) = [r.getMessage() for r in caplog.records if "op by op" in r.getMessage()]
     assert f"torch's {FOREIGN[extra]} is no op" in line
     assert model.calls == len(STEPS) + 1
@@ -197,7 +237,7 @@ def test_an_op_that_does_not_grow_with_the_tokens_is_not_recorded(caplog):
     model, same, graphs = Tiny(other_rows), Tiny(other_rows), CpuGraphs()
     with caplog.at_level(logging.INFO):
         for rows in STEPS[:2]:
-            assert torch.equal(graphs.run(*model.step(rows), forward=model), same(*same.step(rows)))
+            assert torch.equal(run(graphs, model, model.step(rows)), same(*same.step(rows)))
     assert "op on 1 rows cannot be replayed" in caplog.text
 
 
@@ -206,7 +246,7 @@ def test_a_pass_that_ends_outside_the_ops_is_not_recorded(caplog):
     table = torch.randn(600, WIDTH)
     with caplog.at_level(logging.INFO):
         ids, positions, plan = model.step([(0, 5)])
-        result = graphs.run(ids, positions, plan, forward=lambda ids, positions, plan: table[: len(ids)])
+        result = run(graphs, lambda ids, positions, plan: table[: len(ids)], (ids, positions, plan))
     assert torch.equal(result, table[:5])
     assert "what it returns is not the result of an op" in caplog.text
 
@@ -217,7 +257,7 @@ def test_a_failure_while_recording_leaves_the_thread_running_ops(pool):
 
     model = Tiny()
     with pytest.raises(KeyError):
-        CpuGraphs().run(*model.step([(0, 5)]), forward=fail)
+        run(CpuGraphs(), fail, model.step([(0, 5)]))
     assert pool.recording is None
     assert torch.equal(ops.add(torch.ones(2, 3), torch.ones(2, 3)), torch.full((2, 3), 2.0))
 

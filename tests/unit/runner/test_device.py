@@ -8,6 +8,7 @@ import torch
 
 from quire.base.cpu_kernels import are_usable
 from quire.base.errors import ConfigError
+from quire.ops.cpu.program import current_pool
 from quire.runner import host_resources
 from quire.runner.cpu_graphs import CpuGraphs
 from quire.runner.device import CpuDevice, select_device
@@ -56,6 +57,22 @@ def test_threads_are_set_as_asked():
         torch.set_num_threads(before)
 
 
+@pytest.mark.skipif(not are_usable(), reason="the kernels are not built")
+def test_settling_leaves_the_threads_to_the_kernels_and_torch_one():
+    """torch's threads spin after an op, on cores that the kernels' threads and the server need."""
+    before = torch.get_num_threads()
+    try:
+        device = CpuDevice(threads=2)
+        device.settle(2, on_kernels=True)
+        assert torch.get_num_threads() == 1
+        with device.computing():
+            assert current_pool().threads == device.threads == 2
+        device.settle(2, on_kernels=False)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_cpu_records_steps_where_the_kernels_are_built():
     graphs = CpuDevice(threads=torch.get_num_threads()).graphs()
     assert isinstance(graphs, CpuGraphs if are_usable() else DirectGraphs)
@@ -63,7 +80,8 @@ def test_the_cpu_records_steps_where_the_kernels_are_built():
 
 def test_a_device_without_recordings_calls():
     ids, positions = torch.tensor([5]), torch.tensor([2])
-    assert DirectGraphs().run(ids, positions, None, forward=lambda i, p, plan: i + p).item() == 7
+    (result,) = DirectGraphs().run("sum", ids, positions, None, forward=lambda i, p, plan: (i + p,))
+    assert result.item() == 7
 
 
 def test_available_memory_is_what_the_kernel_says_at_most(tmp_path):

@@ -11,6 +11,7 @@ import ctypes
 import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ class Pool:
         self._library = library
         self.instruction_set = instruction_set
         self.threads = threads
+        self.seconds = 0.0
+        """How long calls of `run` took so far, all callers together."""
         self._local = threading.local()
         self._engine = library.quire_engine_new(threads, instruction_set.encode())
         if not self._engine:
@@ -80,9 +83,11 @@ class Pool:
 
     def run(self, records: object, count: int, tokens: int, plan: PlanRecord | None) -> None:
         """Run `count` records for a step of `tokens` tokens; raises MemoryError."""
+        began = time.perf_counter()
         status = self._library.quire_run(
             self._engine, records, count, tokens, None if plan is None else ctypes.byref(plan)
         )
+        self.seconds += time.perf_counter() - began
         if status:
             raise MemoryError("no memory for the kernels' scratch")
 

@@ -33,6 +33,8 @@ KINDS = {
             "route",
             "experts",
             "greedy",
+            "draw",
+            "uniform",
         )
     )
 }
@@ -241,3 +243,29 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     fields = (logits.shape[1], logits.stride(0))
     current_pool().submit(record("greedy", (logits, ids, values), fields), logits.shape[0])
     return ids, values
+
+
+def draw(
+    logits: Tensor, *, temperature: Tensor, min_p: Tensor, top_k: Tensor, top_p: Tensor, uniform: Tensor
+) -> Tensor:
+    """See `quire.ops.sampling.draw`."""
+    if not _is_float(logits, temperature) or logits.stride(-1) != 1:
+        return reference_sampling.draw(
+            logits, temperature=temperature, min_p=min_p, top_k=top_k, top_p=top_p, uniform=uniform
+        )
+    temperature, min_p, top_k, top_p, uniform = (
+        x.contiguous() for x in (temperature, min_p.double(), top_k, top_p.double(), uniform)
+    )
+    pool, ids = current_pool(), empty(logits.shape[:1], torch.int64)
+    fields = (logits.shape[1], logits.stride(0), pool.threads)
+    op = record("draw", (logits, ids, temperature, min_p, top_k, top_p, uniform), fields)
+    pool.submit(op, logits.shape[0])
+    return ids
+
+
+def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
+    """See `quire.ops.sampling.uniform`."""
+    seeds, positions = seeds.contiguous(), positions.contiguous()
+    out = empty(seeds.shape, torch.float64)
+    current_pool().submit(record("uniform", (seeds, positions, out)), seeds.shape[0])
+    return out

@@ -19,10 +19,13 @@ int64_t attention(const Op&, const Context&);
 int64_t route(const Op&, const Context&);
 int64_t experts(const Op&, const Context&);
 int64_t greedy(const Op&, const Context&);
+int64_t draw(const Op&, const Context&);
+int64_t uniform(const Op&, const Context&);
 
 // Bytes of shared scratch; 0 says that a thread on its own needs no more than the scratch it has for itself.
 size_t linear_scratch(const Op&, int64_t tokens);
 size_t experts_scratch(const Op&, int64_t tokens);
+size_t draw_scratch(const Op&, int64_t tokens);
 
 // One of so many parts of the job.
 void pack(const PackJob&, int64_t part, int64_t parts);

@@ -151,7 +151,7 @@ int64_t multiply(const Layout& l, const Product& product, int64_t pieces, const 
     Phases own;
     own.start();
     Progress progress{};
-    Context alone{1, count, nullptr, &own, &progress, nullptr, c.local};
+    Context alone{0, 1, count, nullptr, &own, &progress, nullptr, c.local};
     alone.meet(linear(op, alone));
   }
   return tasks;

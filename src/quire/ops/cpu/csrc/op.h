@@ -22,6 +22,8 @@ enum OpKind : int32_t {
   kRoute,
   kExperts,
   kGreedy,
+  kDraw,
+  kUniform,
   kOpKinds,
 };
 
@@ -85,7 +87,7 @@ struct Progress {
 // What a kernel sees of the thread that runs it. Between taking a task and the next call a thread may read what earlier
 // phases wrote; without a task it may be late, and that memory may be somebody else's by then.
 struct Context {
-  int threads;
+  int thread, threads;
   int64_t tokens;
   const Plan* plan;
   Phases* phases;

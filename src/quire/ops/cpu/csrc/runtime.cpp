@@ -207,7 +207,7 @@ class Engine {
   // Through all phases of the job, with or without finding something to do.
   void part(int thread) {
     Progress progress{};
-    Context context{threads_,  job_.tokens,   job_.plan, &phases_,
+    Context context{thread, threads_,  job_.tokens,   job_.plan, &phases_,
                     &progress, shared_.get(), locals_[size_t(thread)].get()};
     if (job_.pack) {
       for (int64_t i = context.take(threads_); i >= 0; i = context.take(threads_))

@@ -11,6 +11,7 @@ namespace {
 size_t shared_scratch(const Op& op, int64_t tokens) {
   if (op.kind == kLinear) return linear_scratch(op, tokens);
   if (op.kind == kExperts) return experts_scratch(op, tokens);
+  if (op.kind == kDraw) return draw_scratch(op, tokens);
   return 0;
 }
 
@@ -20,7 +21,7 @@ extern const KernelTable table;
 const KernelTable table = {
     QUIRE_NAME(QUIRE_ISA),
     {embedding, linear, rms_norm, layer_norm, rope, activation, gated_activation, softcap, add, attention, route,
-     experts, greedy},
+     experts, greedy, draw, uniform},
     shared_scratch,
     pack,
 };

@@ -1,0 +1,117 @@
+"""Drawing on the kernels: the tokens of the reference, whatever the parameters, the pool and the company."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from quire.ops import reference_sampling
+from quire.ops.cpu import table
+
+SIZES = [1, 2, 15, 16, 17, 511, 512, 513, 1000, 5003]
+
+
+def columns(rows, *, temperature=1.0, min_p=0.0, top_k=0, top_p=1.0, seed=0):
+    """Parameters of so many rows, with a random number for each."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "temperature": torch.full((rows,), temperature),
+        "min_p": torch.full((rows,), min_p, dtype=torch.float64),
+        "top_k": torch.full((rows,), top_k),
+        "top_p": torch.full((rows,), top_p, dtype=torch.float64),
+        "uniform": torch.rand(rows, generator=generator, dtype=torch.float64),
+    }
+
+
+PARAMETERS = [
+    {},
+    {"temperature": 0.3},
+    {"temperature": 40.0},
+    {"top_p": 0.9},
+    {"top_p": 0.05},
+    {"top_p": 0.999, "temperature": 3.0},
+    {"top_k": 1},
+    {"top_k": 20},
+    {"top_k": 100_000, "top_p": 0.5},
+    {"top_k": 7, "top_p": 0.7},
+    {"top_k": 300, "top_p": 0.2, "min_p": 0.01},
+    {"min_p": 0.2},
+    {"min_p": 1.0},
+]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=str)
+def test_draws_are_those_of_the_reference(pool, memory, random, parameters):
+    given = columns(9, **parameters)
+    guarded = {name: memory.filled(column) for name, column in given.items()}
+    for size in SIZES:
+        logits = random(9, size, scale=3.0)
+        found = table.draw(memory.filled(logits), **guarded).tolist()
+        assert found == reference_sampling.draw(logits, **given).tolist(), size
+
+
+@pytest.mark.parametrize("parameters", [{"top_k": 5}, {"top_p": 0.4}, {"top_k": 40, "top_p": 0.6}], ids=str)
+def test_of_equal_logits_the_lower_ids_stay(pool, random, parameters):
+    """Values are few, so that every border falls among equal ones; an all-equal row is one bin."""
+    logits = random(40, 700).round()
+    logits[0] = 0.0
+    given = columns(40, **parameters)
+    assert table.draw(logits, **given).tolist() == reference_sampling.draw(logits, **given).tolist()
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-3])
+def test_tokens_far_below_the_largest_share_one_bin_and_keep_their_order(pool, random, temperature):
+    logits = random(6, 300)
+    given = columns(6, temperature=temperature, top_k=30, top_p=0.99)
+    assert table.draw(logits, **given).tolist() == logits.argmax(-1).tolist()
+
+
+def test_the_ends_of_the_random_numbers_stay_within_what_is_kept(pool):
+    logits = torch.tensor([[-math.inf, 1.0, 1.0, -math.inf, 1.0, -math.inf]]).repeat(2, 1)
+    given = columns(2) | {"uniform": torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)}
+    assert table.draw(logits, **given).tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("parameters", [{}, {"top_p": 0.9}], ids=str)
+def test_a_row_that_cannot_be_drawn_from_gets_an_id_and_disturbs_no_other(pool, memory, random, bad, parameters):
+    logits = random(3, 700)
+    given = columns(3, **parameters)
+    expected = table.draw(logits, **given).tolist()
+    for place in (0, 600, 699):  # the last one is past the whole vectors
+        spoilt = logits.clone()
+        spoilt[1, place] = bad
+        assert table.draw(memory.filled(spoilt), **given).tolist() == [expected[0], 0, expected[2]]
+    assert table.draw(torch.full((1, 40), -math.inf), **columns(1, **parameters)).tolist() == [0]
+
+
+def test_a_row_draws_alone_what_it_draws_in_a_batch(pool, random):
+    """REL-15: also where the neighbours ask for other work."""
+    logits = random(12, 3000, scale=2.0)
+    given = columns(12) | {
+        "top_k": torch.tensor([0, 1, 50] * 4),
+        "top_p": torch.tensor([1.0, 0.9, 0.3, 0.99] * 3, dtype=torch.float64),
+    }
+    together = table.draw(logits, **given).tolist()
+    alone = [
+        table.draw(logits[i : i + 1], **{name: column[i : i + 1] for name, column in given.items()}).item()
+        for i in range(12)
+    ]
+    assert together == alone
+
+
+def test_rows_may_lie_apart_and_columns_be_turned(pool, memory, random):
+    wide = random(4, 200)
+    given = columns(4, top_p=0.8)
+    expected = reference_sampling.draw(wide[:, :150], **given).tolist()
+    assert table.draw(memory.filled(wide)[:, :150], **given).tolist() == expected
+    assert table.draw(wide[:, :150].t().contiguous().t(), **given).tolist() == expected
+
+
+def test_random_numbers_are_those_of_the_reference_to_the_bit(pool, memory):
+    seeds = torch.tensor([0, 1, -1, 2**62 + 5, -(2**63)]).repeat(3)
+    positions = torch.tensor([0, 7, 2**40]).repeat_interleave(5)
+    found = table.uniform(memory.filled(seeds), memory.filled(positions))
+    assert torch.equal(found, reference_sampling.uniform(seeds, positions))
