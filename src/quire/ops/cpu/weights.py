@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
 """Names of the packed formats and their numbers in csrc/op.h."""
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _PANEL = 16
-_ALIGNMENT = 64
+_LINE_BYTES = 64
 
 
 def packed_bytes(rows: int, columns: int, weight_format: str) -> int:
@@ -35,10 +37,10 @@ class PackedMatrix:
         size = count * packed_bytes(rows, columns, weight_format)
         per_panel = library.quire_panel_bytes(FORMATS[weight_format], columns)
         assert size == count * per_panel * -(-rows // _PANEL), "csrc/packed.h and this file disagree"
-        # The kernels load whole lines; the last panel's missing columns are zeros.
-        storage = torch.zeros(size + _ALIGNMENT, dtype=torch.uint8)
-        start = -storage.data_ptr() % _ALIGNMENT
-        self.storage = storage[start : start + size]
+        # Pages of zeros that take memory when they are written, so none where kept weights come in their place. Zeros
+        # remain as the last panel's missing columns. The spare line is there because the kernels load whole lines.
+        pages = mmap.mmap(-1, size + _LINE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.storage = torch.frombuffer(pages, dtype=torch.uint8, count=size)
 
     def fill(self, tensor: Tensor, first_row: int, *, index: int = 0) -> None:
         """Pack `tensor` [n, columns] as the rows from `first_row` on, of matrix `index`."""
