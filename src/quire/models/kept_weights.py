@@ -78,8 +78,9 @@ class KeptWeights:
         return self._cache.restore(self._recipe, content, self._matrices, threads=threads)
 
     def add(self, name: str, data: memoryview) -> None:
-        """Take in what is about to be packed, beside the packing; `data` must stay until `wait`."""
-        self._sums[name] = self._summing.submit(piece_sums, data)
+        """Take in a tensor that is about to be loaded, if it is packed; `data` must stay until `wait`."""
+        if name in self._sources:
+            self._sums[name] = self._summing.submit(piece_sums, data)
 
     def wait(self) -> None:
         """Until all that was added has been read."""
