@@ -2,7 +2,7 @@
 
 A cache file belongs to a *recipe*, which is all that decides what packing makes of given bytes: the kernels and the
 code around them, the instruction set, the configuration, names and shapes; and to the *content* of the tensors packed.
-Writing is left to a thread of the lowest priority, so that the first start takes no longer for it; a process that ends
+Writing is left to a thread of low priority, so that the first start takes no longer for it; a process that ends
 meanwhile waits for it some seconds.
 """
 
@@ -40,6 +40,8 @@ LAYOUT_VERSION = 1
 """Of what a cache file holds; raise it when the same sources should pack to something else."""
 _EXIT_SECONDS = 3.5
 """What a process that ends gives the writer; the engine's is killed after 5."""
+_NICE = 5
+"""A quarter of a core that others want: the first requests hardly feel it, and it ends in time."""
 _PACKING_SOURCES = ("models", "layers", "quant", "ops")
 _KEY_LETTERS = 32
 
@@ -132,7 +134,7 @@ class KeptWeights:
 
 
 class _Writer(threading.Thread):
-    """Writes kept weights while nothing else wants the processor."""
+    """Writes kept weights beside the first requests."""
 
     def __init__(self, weights: KeptWeights, content: str) -> None:
         super().__init__(name="keep-weights", daemon=True)
@@ -144,7 +146,7 @@ class _Writer(threading.Thread):
     def run(self) -> None:
         """Write, once."""
         if sys.platform == "linux":
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # there, of this thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # there, of this thread alone
         self._weights.write(self._content, self._stop_early)
         atexit.unregister(self._finish)
 

@@ -7,24 +7,14 @@ import mmap
 import torch
 from torch import Tensor
 
+from quire.base.packed_layout import FORMATS as FORMATS
+from quire.base.packed_layout import PANEL
+from quire.base.packed_layout import packed_bytes as packed_bytes
 from quire.ops.cpu.library import PackRecord, load_library
 from quire.ops.cpu.program import current_pool
 
-FORMATS = {"float32": 0, "bfloat16": 1, "int8": 2, "int4": 3}
-"""Names of the packed formats and their numbers in csrc/op.h."""
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_PANEL = 16
 _LINE_BYTES = 64
-
-
-def packed_bytes(rows: int, columns: int, weight_format: str) -> int:
-    """Bytes of a packed matrix."""
-    groups = {"int8": (64, 64 * _PANEL + 4 * _PANEL), "int4": (32, 32 * _PANEL // 2 + 2 * _PANEL)}
-    panels = -(-rows // _PANEL)
-    if weight_format in groups:
-        size, block = groups[weight_format]
-        return panels * -(-columns // size) * block
-    return panels * columns * _PANEL * {"float32": 4, "bfloat16": 2}[weight_format]
 
 
 class PackedMatrix:
@@ -36,7 +26,7 @@ class PackedMatrix:
         self.rows, self.columns, self.weight_format, self.count = rows, columns, weight_format, count
         size = count * packed_bytes(rows, columns, weight_format)
         per_panel = library.quire_panel_bytes(FORMATS[weight_format], columns)
-        assert size == count * per_panel * -(-rows // _PANEL), "csrc/packed.h and this file disagree"
+        assert size == count * per_panel * -(-rows // PANEL), "csrc/packed.h and base/packed_layout.py disagree"
         # Pages of zeros that take memory when they are written, so none where kept weights come in their place. Zeros
         # remain as the last panel's missing columns. The spare line is there because the kernels load whole lines.
         pages = mmap.mmap(-1, size + _LINE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -55,6 +45,6 @@ class PackedMatrix:
             k=self.columns,
             packed=self.storage.data_ptr(),
             format=FORMATS[self.weight_format],
-            first_row=index * -(-self.rows // _PANEL) * _PANEL + first_row,
+            first_row=index * -(-self.rows // PANEL) * PANEL + first_row,
         )
         current_pool().pack(job)
