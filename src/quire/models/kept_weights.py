@@ -98,12 +98,13 @@ class KeptWeights:
         _Writer(self, content).start()
 
     def write(self, content: str, stop: threading.Event) -> None:
-        """Write the matrices now, and what the files that were read are like; a failure is a line in the log."""
+        """Write the matrices now, and what the files that were read are like; one line in the log says how it went."""
+        folder = self._cache.folder
         try:
             self._cache.keep(self._recipe, content, self._matrices, is_wanted=lambda: not stop.is_set())
             self._remember(content)
+            logger.info("packed weights are kept in %s for the next start", folder)
         except OSError as error:
-            folder = self._cache.folder
             logger.warning("packed weights cannot be kept in %s, so the next start packs again: %s", folder, error)
 
     def _read_content(self) -> str:
