@@ -1,5 +1,6 @@
-"""What several test folders share: where the built-in models are."""
+"""What several test folders share: where the built-in models are, and a cache directory of their own."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,3 +18,15 @@ def demo_path() -> str:
 def draft_path() -> str:
     """Directory of the built-in model's small sibling."""
     return str(ASSETS / "quire-demo-draft")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _weights_kept_apart(tmp_path_factory):
+    """No test reads the packed weights of whoever runs it, or leaves any there; processes inherit it."""
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before

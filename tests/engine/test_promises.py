@@ -10,6 +10,7 @@ import pytest
 from quire import LLM, AsyncEngine, EngineConfig, SamplingParams
 from quire.cli.main import main
 from quire.engine.memory import format_bytes
+from quire.quant.packed import PackedSlot
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
 
@@ -24,24 +25,23 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
     ids=["defaults", "budget", "lengths"],
 )
 def test_check_prints_what_the_engine_allocates_and_reports(options, demo_path, capsys):
-    """S10, S4: the ledger of `quire check` and the one printed at start agree, and the KV tensors to the byte."""
+    """S10, S4: the ledger of `quire check` and the one printed at start agree, weights and KV tensors to the byte."""
     flags = [word for name, value in options.items() for word in ("--" + name.replace("_", "-"), str(value))]
     assert main(["check", demo_path, "--json", *flags]) == 0
     checked = json.loads(capsys.readouterr().out)["memory"]
     with LLM(demo_path, **options) as llm:
         runner, resolved, ledger = llm._core.runner, llm.info.resolved, "\n".join(llm.info.ledger)
         kv = sum(tensor.untyped_storage().nbytes() for tensor in runner._kv)
-        weights = {
-            slot.target.untyped_storage().data_ptr(): slot.target.untyped_storage().nbytes()
-            for slot in runner._model.weight_slots().values()
-        }
+        weights = {}
+        for slot in runner._model.weight_slots().values():
+            storage = slot.matrix.storage if isinstance(slot, PackedSlot) else slot.target.untyped_storage()
+            weights[storage.data_ptr()] = storage.nbytes if isinstance(slot, PackedSlot) else storage.nbytes()
         pages = llm._core.scheduler.cache.num_pages
     reported = resolved["memory"]
     for name in set(reported) - {"free_bytes"}:
         assert reported[name] == checked[name], name
     assert kv == checked["kv_bytes"] == pages * checked["page_bytes"]
-    # Packed matrices begin on a cache line, and norms stay in float32: a little more than parameters times bytes.
-    assert checked["weight_bytes"] <= sum(weights.values()) <= 1.01 * checked["weight_bytes"]
+    assert sum(weights.values()) == checked["weight_bytes"]
     shown = f"{format_bytes(kv)}  = {pages} pages x {checked['page_size']} tokens x {checked['kv_bytes_per_token']} B"
     assert shown in ledger
 

@@ -3,8 +3,15 @@
 import pytest
 import torch
 
+from quire.attention import select_backend
 from quire.base.cpu_kernels import are_usable
+from quire.base.packed_layout import FORMATS
+from quire.layers.context import BuildContext
 from quire.models.families import FAMILIES
+from quire.models.inspect import inspect_model
+from quire.models.loader import build_model
+from quire.models.weight_sizes import packed_weight_bytes
+from quire.quant.packed import PackedSlot, PackedWeights
 from quire.runner.cpu_graphs import CpuGraphs
 
 SMALL = {"hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -332,3 +339,29 @@ def test_every_listed_architecture_has_a_parity_variant():
     compared = {names[model_type] for model_type, _ in VARIANTS.values()}
     # A composite's text part: compared by the test before this one.
     assert set(FAMILIES) - compared == {"Gemma3ForConditionalGeneration"}
+
+
+def _storage_bytes(info, weight_format):
+    context = BuildContext(
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        attention=select_backend("cpu", dtype=torch.float32),
+        max_model_len=64,
+        scheme=PackedWeights(weight_format),
+    )
+    held = {}
+    for slot in build_model(info, context).weight_slots().values():
+        storage = slot.matrix.storage if isinstance(slot, PackedSlot) else slot.target
+        size = storage.numel() if isinstance(slot, PackedSlot) else storage.untyped_storage().nbytes()
+        held[storage.untyped_storage().data_ptr()] = size
+    return sum(held.values())
+
+
+@pytest.mark.skipif(not are_usable(), reason="the CPU kernels were not built")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_memory_plan_counts_every_byte_of_the_weights(harness, variant):
+    """S10: rows fill whole panels, columns whole groups, and what is not a matrix stays in float32."""
+    model_type, config = VARIANTS[variant]
+    info = inspect_model(harness.checkpoint(model_type, **config))
+    planned = {name: packed_weight_bytes(info.shapes, name) for name in FORMATS}
+    assert planned == {name: _storage_bytes(info, name) for name in FORMATS}

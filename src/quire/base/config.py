@@ -135,6 +135,10 @@ class ModelConfig:
     plugins: tuple[str, ...] = option(
         (), "Python modules imported at start; they register models, policies, processors."
     )
+    weight_cache: str = option(
+        "auto",
+        "Where packed weights are kept for the next start (CPU): a directory, none, or ~/.cache/quire (auto).",
+    )
     threads: int | None = option(None, "CPU threads for the model; the machine's cores when not given.", low=1)
 
     def __post_init__(self) -> None:

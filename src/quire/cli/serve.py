@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from quire.base.config import ServerConfig
+from quire.base.collection import uncollected
+from quire.base.config import EngineConfig, ServerConfig
 from quire.base.log import configure_logging
 from quire.cli.flags import add_engine_flags, read_options
-from quire.engine.async_engine import AsyncEngine
-from quire.engine.info import EngineInfo
-from quire.server.serve import serve
+from quire.engine.process import EngineProcess
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+    from quire.engine.info import EngineInfo
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +32,23 @@ def run(args: argparse.Namespace) -> int:
     options = read_options(args)
     engine_config, server_config = options.engine_config(), options.server_config()
     configure_logging(server_config.log_level, style=server_config.log_style)
+    print(f"quire is loading {engine_config.model.model}", file=sys.stderr, flush=True)
+    process = EngineProcess()
+    try:
+        return _serve(engine_config, server_config, process)
+    finally:
+        process.discard()
 
+
+def _serve(engine_config: EngineConfig, server_config: ServerConfig, process: EngineProcess) -> int:
+    with uncollected():  # what the server itself imports takes a third of the time that its engine needs for torch
+        from quire.engine.async_engine import AsyncEngine
+        from quire.server.serve import serve
     started: list[EngineInfo] = []
 
     async def start_engine() -> AsyncEngine:
         log = (server_config.log_level, server_config.log_style)
-        engine = await AsyncEngine.start(engine_config, on_phase=_print_phase, log=log)
+        engine = await AsyncEngine.start(engine_config, on_phase=_print_phase, log=log, process=process)
         engine.step_timeout = server_config.step_timeout
         started.append(engine.info)
         return engine
@@ -41,7 +56,6 @@ def run(args: argparse.Namespace) -> int:
     def on_ready(url: str) -> None:
         print("\n".join(ready_lines(started[0], url, server_config)), file=sys.stderr, flush=True)
 
-    print(f"quire is loading {engine_config.model.model}", file=sys.stderr, flush=True)
     return serve(start_engine, server_config, on_ready=on_ready)
 
 

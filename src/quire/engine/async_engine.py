@@ -13,7 +13,7 @@ from typing import Any
 
 from quire.base import errors
 from quire.base.config import EngineConfig
-from quire.base.errors import EngineDeadError, OverloadedError
+from quire.base.errors import EngineDeadError, OverloadedError, QuireError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import RequestOutput
 from quire.base.sampling import SamplingParams
@@ -22,7 +22,9 @@ from quire.engine.collector import RequestCollector
 from quire.engine.info import EngineInfo
 from quire.engine.messages import AddMessage, StepMessage
 from quire.engine.open_requests import OpenRequests, OutputStream
+from quire.engine.process import EngineProcess
 from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, check_remote_logprobs
+from quire.models.hub import local_directory
 from quire.text.chat import ChatTemplate
 from quire.text.messages import to_template_messages
 from quire.text.tokenizer import Tokenizer
@@ -62,22 +64,31 @@ class AsyncEngine:
         in_process: bool = False,
         on_phase: Callable[[str], None] = logger.debug,
         log: tuple[str, str] = ("info", "text"),
+        process: EngineProcess | None = None,
     ) -> AsyncEngine:
         """Start an engine, in a process of its own unless `in_process`; returns once it drew its first token.
+
+        `process` is one that was spawned ahead for it.
 
         Raises:
             ConfigError, UnsupportedModelError, WeightError: what made the start fail.
         """
         config = config or EngineConfig()
-        client: EngineClient = ThreadClient() if in_process else ProcessClient(log_level=log[0], log_style=log[1])
+        client: EngineClient = (
+            ThreadClient() if in_process else ProcessClient(process, log_level=log[0], log_style=log[1])
+        )
         hooks = _Hooks()
-        info = await client.start(config, on_step=hooks.on_step, on_death=hooks.on_death, on_phase=on_phase)
+        reading = asyncio.create_task(asyncio.to_thread(_text_of_local, config))
         try:
-            tokenizer = await asyncio.to_thread(Tokenizer.load, info.tokenizer_path)
-            template = ChatTemplate.load(info.tokenizer_path, override_path=config.model.chat_template)
+            info = await client.start(config, on_step=hooks.on_step, on_death=hooks.on_death, on_phase=on_phase)
+            text = await reading
+            if text is None:
+                text = await asyncio.to_thread(_load_text, info.tokenizer_path, config)
         except BaseException:
+            reading.cancel()
             await client.close()
             raise
+        tokenizer, template = text
         engine = cls(client, tokenizer=tokenizer, chat_template=template, info=info)
         hooks.attach(engine)
         return engine
@@ -203,6 +214,19 @@ class AsyncEngine:
         limit = self.info.max_num_waiting + self.info.max_num_seqs
         if len(self.requests) >= limit:
             raise OverloadedError(f"{len(self.requests)} requests are open, the most allowed; try again later")
+
+
+def _text_of_local(config: EngineConfig) -> tuple[Tokenizer, ChatTemplate | None] | None:
+    """The tokenizer and template of a model that lies here, so that they load beside it; None where they do not."""
+    path = local_directory(config.model.tokenizer or config.model.model)
+    try:
+        return None if path is None else _load_text(str(path), config)
+    except QuireError:
+        return None  # tried again once the engine runs: what keeps that from running is the cause to report
+
+
+def _load_text(path: str, config: EngineConfig) -> tuple[Tokenizer, ChatTemplate | None]:
+    return Tokenizer.load(path), ChatTemplate.load(path, override_path=config.model.chat_template)
 
 
 class _Hooks:

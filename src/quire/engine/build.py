@@ -28,6 +28,7 @@ from quire.models.hub import locate_model
 from quire.models.info import ModelInfo
 from quire.models.inspect import inspect_model
 from quire.models.loader import load_model
+from quire.models.packed_cache import PackedCache, cache_folder
 from quire.quant.schemes import select_scheme
 from quire.runner.device import Device, select_device
 from quire.runner.input_batch import RunnerLimits
@@ -79,7 +80,7 @@ def build_core(
             "install a C++ compiler (g++ or clang++) and install quire again"
         )
     resolved = resolve(config, info, _facts(device), tokenizer_path=tokenizer_path(config, info))
-    core = _assemble(info, resolved, device, ledger)
+    core = _assemble(info, resolved, device, ledger, _weight_cache(config, info, resolved))
     _warm_up(core)
     ledger.phase("warm-up token")
     return core, _describe(config, info, resolved, ledger)
@@ -102,7 +103,16 @@ def _facts(device: Device) -> DeviceFacts:
     )
 
 
-def _assemble(info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger: StartupLedger) -> EngineCore:
+def _weight_cache(config: EngineConfig, info: ModelInfo, resolved: ResolvedConfig) -> PackedCache | None:
+    """Where packed weights are kept; None where none are, or where other code than ours decides what they become."""
+    folder = cache_folder(config.model.weight_cache)
+    is_ours = info.implementation == "native" and not config.model.plugins
+    return PackedCache(folder) if folder and is_ours and resolved.device == "cpu" else None
+
+
+def _assemble(
+    info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger: StartupLedger, cache: PackedCache | None
+) -> EngineCore:
     torch.set_num_threads(resolved.threads)
     dtype = getattr(torch, resolved.dtype)
     attention = select_backend(resolved.device, dtype=dtype)
@@ -113,7 +123,7 @@ def _assemble(info: ModelInfo, resolved: ResolvedConfig, device: Device, ledger:
         max_model_len=resolved.max_model_len,
         scheme=select_scheme(resolved.weight_format, device=device.torch_device, dtype=dtype),
     )
-    model = load_model(info, context)
+    model = load_model(info, context, cache=cache)
     device.settle(resolved.threads, on_kernels=resolved.runs_on_kernels)
     ledger.phase("load weights")
     kv = allocate(

@@ -8,10 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -33,13 +30,13 @@ from quire.engine.messages import (
     encode,
     frame_length,
 )
+from quire.engine.process import EngineProcess
 from quire.engine.worker import WorkerConfig
 
 if TYPE_CHECKING:
     from quire.engine.core import EngineCore
 
 logger = logging.getLogger(__name__)
-_CLOSE_SECONDS = 5.0
 
 OnStep = Callable[[StepMessage], None]
 OnDeath = Callable[[str], None]
@@ -126,9 +123,11 @@ class ProcessClient:
 
     is_remote = True
 
-    def __init__(self, *, log_level: str = "info", log_style: str = "text") -> None:
+    def __init__(
+        self, process: EngineProcess | None = None, *, log_level: str = "info", log_style: str = "text"
+    ) -> None:
         self._log = {"log_level": log_level, "log_style": log_style}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process = process
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
         self._closing = False
@@ -136,17 +135,18 @@ class ProcessClient:
     @property
     def pid(self) -> int | None:
         """Process id of the engine."""
-        return self._process.pid if self._process else None
+        return self._process.popen.pid if self._process else None
 
     async def start(self, config: EngineConfig, *, on_step: OnStep, on_death: OnDeath, on_phase: OnPhase) -> EngineInfo:
-        """Spawn the process and wait until it is ready.
+        """Spawn the process, unless it was handed in, and wait until it is ready.
 
         The kernel ends the process with the thread that spawned it (REL-3): the one this event loop runs in, which must
         therefore live as long as the engine. A loop does not usually change threads.
         """
         try:
-            reader = await self._spawn()
-            settings = msgspec.msgpack.encode(WorkerConfig(config=config, parent_pid=os.getpid(), **self._log))
+            self._process = self._process or EngineProcess()
+            reader, self._writer = await asyncio.open_unix_connection(sock=self._process.connection)
+            settings = msgspec.msgpack.encode(WorkerConfig(config=config, **self._log))
             self._write(len(settings).to_bytes(4, "little") + settings)
             info = await self._wait_ready(reader, on_phase)
         except BaseException:
@@ -168,20 +168,7 @@ class ProcessClient:
         if self._writer is not None:
             self._writer.close()
         if self._process is not None:
-            await asyncio.to_thread(_end_process, self._process)
-
-    async def _spawn(self) -> asyncio.StreamReader:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            # -P: a file named like a module, in the directory someone happens to work in, must not be run (SEC-5).
-            command = [sys.executable, "-P", "-m", "quire.engine.worker", str(theirs.fileno())]
-            try:
-                self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
-            except BaseException:
-                ours.close()
-                raise
-        reader, self._writer = await asyncio.open_unix_connection(sock=ours)
-        return reader
+            await asyncio.to_thread(self._process.end if self._writer else self._process.discard)
 
     def _write(self, frame: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():
@@ -219,7 +206,7 @@ class ProcessClient:
         if self._process is None:
             return "never started"
         try:
-            status = await asyncio.to_thread(self._process.wait, 1.0)
+            status = await asyncio.to_thread(self._process.popen.wait, 1.0)
         except subprocess.TimeoutExpired:
             return "still running"
         return f"signal {-status}" if status < 0 else f"exit status {status}"
@@ -231,11 +218,3 @@ async def _receive(reader: asyncio.StreamReader) -> FromEngine | None:
         return decode_from_engine(await reader.readexactly(frame_length(header)))
     except (asyncio.IncompleteReadError, ConnectionResetError):
         return None
-
-
-def _end_process(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(_CLOSE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

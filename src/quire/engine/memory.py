@@ -12,11 +12,12 @@ from typing import Any
 from quire.base.errors import ConfigError
 from quire.base.paging import pages_for
 from quire.models.info import ModelInfo
+from quire.models.weight_sizes import packed_weight_bytes
 from quire.runner.sizing import page_bytes, row_bytes
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 WEIGHT_BYTES = ITEMSIZE | {"bfloat16_dot": 2, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}
-"""Bytes per weight by format; quantized ones share a scale in groups of 32."""
+"""Bytes per weight by format, for models whose shapes are not known; quantized ones share a scale in groups of 32."""
 _AUTO_SHARE = 0.5
 """Share of what is left after weights and workspace that the cache takes when no budget is given: the machine is not
 ours alone."""
@@ -31,6 +32,8 @@ class MemoryRequest:
     weight_format: str
     kv_dtype: str
     page_size: int
+    is_packed: bool = False
+    """Whether weights are held in the panels of the CPU kernels, or else as tensors of `weight_format`."""
     max_model_len: int | None = None
     """Tokens; None takes the longest that fits."""
     kv_budget: int | None = None
@@ -86,7 +89,7 @@ def plan_memory(info: ModelInfo, request: MemoryRequest, *, free_bytes: int) -> 
     Raises:
         ConfigError: when the model, or the length asked for, does not fit, with the numbers and what would fit.
     """
-    weights = int(info.num_parameters * WEIGHT_BYTES[request.weight_format])
+    weights = weight_bytes(info, request)
     wanted_len = request.max_model_len or info.max_position
     workspace = workspace_bytes(info, request, wanted_len)
     kv_itemsize = ITEMSIZE[request.kv_dtype]
@@ -132,6 +135,13 @@ def _check_fits(plan: MemoryPlan, wanted_len: int, *, is_given: bool) -> None:
             f"{format_bytes(plan.kv_bytes)} ({holds} tokens). Set kv_cache_memory_bytes to at least {need}, or "
             f"max_model_len to at most {holds}"
         )
+
+
+def weight_bytes(info: ModelInfo, request: MemoryRequest) -> int:
+    """Bytes of the loaded weights: to the byte where they are packed and their shapes known."""
+    if request.is_packed and info.shapes:
+        return packed_weight_bytes(info.shapes, request.weight_format)
+    return int(info.num_parameters * WEIGHT_BYTES[request.weight_format])
 
 
 def workspace_bytes(info: ModelInfo, request: MemoryRequest, max_model_len: int) -> int:

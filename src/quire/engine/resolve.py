@@ -107,6 +107,7 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
         weight_format=weight_format,
         kv_dtype=kv_dtype,
         page_size=config.cache.page_size,
+        is_packed=facts.has_cpu_kernels and dtype == "float32",
         max_model_len=config.model.max_model_len,
         kv_budget=config.cache.kv_cache_memory_bytes,
     )

@@ -1,6 +1,6 @@
 """The engine process: owns the step loop, talks to its front end over the socket it was given, dies with its parent.
 
-Started as `python -P -m quire.engine.worker FD`. The first frame is the configuration; then messages of
+Started as `python -P -m quire.engine.worker PARENT FD`. The first frame is the configuration; then messages of
 `engine/messages.py` in both directions. SIGUSR1 makes it print its stacks. Exit status: 0 told to stop or the front end
 is gone, 1 could not start, 70 an internal error.
 """
@@ -19,9 +19,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from quire.base.collection import uncollected
 from quire.base.config import EngineConfig
 from quire.base.errors import QuireError
 from quire.base.log import configure_logging
@@ -40,6 +42,10 @@ from quire.engine.messages import (
     frame_length,
 )
 
+if TYPE_CHECKING:
+    from quire.engine.core import EngineCore
+    from quire.engine.info import EngineInfo
+
 logger = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG = 1
 EXIT_START_FAILED = 1
@@ -50,7 +56,6 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """What the front end tells a new engine process."""
 
     config: EngineConfig
-    parent_pid: int
     log_level: str = "info"
     log_style: str = "text"
 
@@ -59,7 +64,7 @@ def die_with_parent(parent_pid: int) -> None:
     """Ask the kernel to kill this process when its parent dies (REL-3), also while it is stuck in a kernel call.
 
     Linux only; elsewhere the end of the socket does it. The parent may have died before the call, hence the check. To
-    the kernel the parent is the thread that spawned the process: see `ProcessClient.start`.
+    the kernel the parent is the thread that spawned the process: see `EngineProcess`.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -113,20 +118,24 @@ def frames(message: FromEngine) -> list[bytes]:
 
 def main() -> int:
     """Run the engine process until told to stop; returns its exit status."""
-    link = FrontEndLink(socket.socket(fileno=int(sys.argv[1])))
-    body = link.receive()
-    if body is None:
-        return 0
+    began = time.perf_counter()
+    link = FrontEndLink(socket.socket(fileno=int(sys.argv[2])))
     os.dup2(2, 1)  # standard output is the front end's, and may be piped into something; what a library prints is log
-    settings = msgspec.msgpack.decode(body, type=WorkerConfig)
-    die_with_parent(settings.parent_pid)
+    die_with_parent(int(sys.argv[1]))
     # The front end decides when the engine ends: a terminal's Ctrl-C reaches both and must not tear the engine first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.register(signal.SIGUSR1)  # what every thread does, for an engine that seems to hang
-    configure_logging(settings.log_level, style=settings.log_style)
     try:
-        return _serve(settings.config, link)
+        with uncollected():
+            # After prctl: importing torch takes a second in which a parent may die, or get its settings together.
+            from quire.engine import build
+        body = link.receive()
+        if body is None:
+            return 0
+        settings = msgspec.msgpack.decode(body, type=WorkerConfig)
+        configure_logging(settings.log_level, style=settings.log_style)
+        return _serve(link, lambda report: build.build_core(settings.config, report=report, began=began))
     except FrontEndGoneError:
         logger.info("the front end is gone; ending")
         return 0
@@ -135,15 +144,12 @@ def main() -> int:
         return EXIT_INTERNAL_ERROR
 
 
-def _serve(config: EngineConfig, link: FrontEndLink) -> int:
-    began = time.perf_counter()
-    from quire.engine.build import build_core  # after prctl: importing torch takes a second in which a parent may die
-
+def _serve(link: FrontEndLink, build: Callable[[Callable[[str], None]], tuple[EngineCore, EngineInfo]]) -> int:
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
     loaded = threading.Event()
     threading.Thread(target=_read_messages, args=(link, inbox.put, loaded), name="inbox", daemon=True).start()
     try:
-        core, info = build_core(config, report=lambda name: link.send(PhaseMessage(name)), began=began)
+        core, info = build(lambda name: link.send(PhaseMessage(name)))
     except QuireError as error:
         link.send(StartFailedMessage(type(error).__name__, str(error)))
         return EXIT_START_FAILED

@@ -28,12 +28,10 @@ def locate_model(model: str, *, revision: str | None = None, weights: bool = Tru
     Raises:
         ConfigError: when there is no such directory, or the hub cannot deliver it (with the way out).
     """
-    if model in _BUILTIN:
-        return _ASSETS / model
-    path = Path(os.path.expanduser(model))
-    if model and path.is_dir():
-        return path
-    if path.is_file():
+    found = local_directory(model)
+    if found is not None:
+        return found
+    if Path(os.path.expanduser(model)).is_file():
         raise ConfigError(f"model is {model!r}, a file; it must be a checkpoint directory, which holds config.json")
     if not _HUB_ID.fullmatch(model):
         raise ConfigError(
@@ -41,6 +39,14 @@ def locate_model(model: str, *, revision: str | None = None, weights: bool = Tru
             f"allowed: a checkpoint directory, a hub id (org/name), {BUILTIN_MODEL}"
         )
     return _download(model, revision, (*_SMALL_FILES, "*.safetensors") if weights else _SMALL_FILES)
+
+
+def local_directory(model: str) -> Path | None:
+    """The directory of a model that needs no look at the hub; None for all others."""
+    if model in _BUILTIN:
+        return _ASSETS / model
+    path = Path(os.path.expanduser(model))
+    return path if model and path.is_dir() else None
 
 
 def _download(model: str, revision: str | None, patterns: tuple[str, ...]) -> Path:

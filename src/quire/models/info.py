@@ -30,6 +30,8 @@ class ModelInfo:
     weight_files: tuple[str, ...]
     num_parameters: int
     """Numbers stored in the weight files (tied tensors once)."""
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of the stored tensors that a native model loads, by name."""
     eos_token_ids: tuple[int, ...] = ()
     """From generation_config.json (which may list several), else config.json."""
     default_sampling: dict[str, Any] = field(default_factory=dict)

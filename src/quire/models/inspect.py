@@ -19,6 +19,7 @@ from quire.models.info import ModelInfo
 from quire.models.readers_composite import text_part
 from quire.models.registry import Choice, choose_implementation
 from quire.models.tensor_headers import TensorHeader
+from quire.models.weight_sizes import loaded_shapes
 
 DTYPE_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """safetensors' names of the dtypes that weights may have → ours."""
@@ -59,6 +60,7 @@ def inspect_model(path: str | Path, *, require_weights: bool = True) -> ModelInf
         stored_dtype=_stored_dtype(tensors, config),
         weight_files=() if is_empty else checkpoint.weight_files,
         num_parameters=sum(header.num_elements for header in tensors.values()),
+        shapes=_shapes(choice, config, tensors),
         eos_token_ids=eos_token_ids(checkpoint.generation_config, config, vocab_rows=sizes.vocab_rows),
         default_sampling=sampling,
         rope=sizes.rope,
@@ -69,6 +71,15 @@ def inspect_model(path: str | Path, *, require_weights: bool = True) -> ModelInf
             *((_MISSING_WEIGHTS,) if is_empty else ()),
         ),
     )
+
+
+def _shapes(
+    choice: Choice, config: Mapping[str, Any], tensors: Mapping[str, TensorHeader]
+) -> dict[str, tuple[int, ...]]:
+    if choice.entry is None:
+        return {}
+    is_tied = choice.entry.read(config).tie_word_embeddings
+    return loaded_shapes({name: header.shape for name, header in tensors.items()}, is_tied=is_tied)
 
 
 def read_sizes(choice: Choice, config: Mapping[str, Any]) -> GenericDecoder:

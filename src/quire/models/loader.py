@@ -2,14 +2,15 @@
 
 Strict both ways, and before the first byte is read: every tensor of the checkpoint has a slot in the model or is listed
 as ignored, every slot has its tensor, every shape fits. Files are memory-mapped and tensors copied one at a time into
-storage that exists already, so the whole model is never held twice. What a slot does with a tensor is its layer's
-business.
+storage that exists already, and given back, so the whole model is never held twice. What a slot does with a tensor is
+its layer's business. Weights that an earlier start has packed are mapped instead (`kept_weights.py`).
 """
 
 from __future__ import annotations
 
 import importlib
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import Protocol, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from quire.attention.interface import AttentionPlan
@@ -28,8 +28,12 @@ from quire.layers.weights import WeightSlot
 from quire.models.checkpoint import Checkpoint
 from quire.models.info import ModelInfo
 from quire.models.inspect import DTYPE_NAMES
+from quire.models.kept_weights import KeptWeights
+from quire.models.packed_cache import PackedCache
 from quire.models.registry import choose_implementation
 from quire.models.tensor_headers import TensorHeader
+from quire.models.weight_file import WeightFile
+from quire.quant.packed import PackedSlot
 
 Progress = Callable[[str, int, int], None]
 """Called after each tensor with its file, the bytes read so far and the bytes to read in all."""
@@ -87,15 +91,17 @@ class Match:
     slot: WeightSlot
 
 
-def load_model(info: ModelInfo, context: BuildContext, *, progress: Progress | None = None) -> LoadableModel:
-    """Build the model `info` describes and fill it from its files.
+def load_model(
+    info: ModelInfo, context: BuildContext, *, cache: PackedCache | None = None, progress: Progress | None = None
+) -> LoadableModel:
+    """Build the model `info` describes and fill it from its files, or with what `cache` keeps of them.
 
     Raises:
         UnsupportedModelError: when no implementation runs it; before any weight is read.
         WeightError: when files and model do not fit together, naming the tensor.
     """
     model = build_model(info, context)
-    load_weights(model, Checkpoint(Path(info.path)), progress=progress)
+    load_weights(model, Checkpoint(Path(info.path)), cache=cache, progress=progress)
     return model
 
 
@@ -110,20 +116,43 @@ def build_model(info: ModelInfo, context: BuildContext) -> LoadableModel:
     return cast(LoadableModel, model_class(entry.read(info.config), context).eval())
 
 
-def load_weights(model: LoadableModel, checkpoint: Checkpoint, *, progress: Progress | None = None) -> None:
+def load_weights(
+    model: LoadableModel,
+    checkpoint: Checkpoint,
+    *,
+    cache: PackedCache | None = None,
+    progress: Progress | None = None,
+) -> None:
     """Fill every slot of `model` from the checkpoint; raises WeightError as `load_model` does."""
+    began = time.perf_counter()
     matches = match_tensors(model, checkpoint.tensors)
     used = {match.name for match in matches}
     heads = [name for name in checkpoint.tensors if _is_tied_head(model, name) and name not in used]
+    kept = None if cache is None else _kept(cache, checkpoint, matches, heads)
+    if kept is not None and kept.restore():
+        matches, heads = [match for match in matches if not isinstance(match.slot, PackedSlot)], []
+        kept = None
     total, done = sum(match.header.num_bytes for match in matches), 0
     for file in checkpoint.weight_files:
         wanted = [match for match in matches if match.header.file == file]
-        for match in _load_file(checkpoint.path / file, wanted):
+        for match in _load_file(checkpoint.path / file, wanted, kept):
             done += match.header.num_bytes
             if progress is not None:
                 progress(file, done, total)
     for name in heads:
-        _check_tied_head(model, checkpoint, name)
+        _check_tied_head(model, checkpoint, name, kept)
+    if kept is not None:
+        kept.keep(seconds=time.perf_counter() - began)
+
+
+def _kept(
+    cache: PackedCache, checkpoint: Checkpoint, matches: Sequence[Match], heads: Sequence[str]
+) -> KeptWeights | None:
+    """What `cache` may hold of these weights; None where none are packed."""
+    packed = {match.name: match.slot for match in matches if isinstance(match.slot, PackedSlot)}
+    sources = {name: checkpoint.tensors[name] for name in (*packed, *heads)}
+    slots = {name: slot.matrix for name, slot in packed.items()}
+    return KeptWeights(cache, checkpoint, sources=sources, slots=slots) if packed else None
 
 
 def match_tensors(model: LoadableModel, tensors: Mapping[str, TensorHeader]) -> list[Match]:
@@ -164,11 +193,13 @@ def _is_tied_head(model: LoadableModel, name: str) -> bool:
     return model.lm_head.is_tied and name.endswith(_TIED_HEADS)
 
 
-def _check_tied_head(model: LoadableModel, checkpoint: Checkpoint, name: str) -> None:
+def _check_tied_head(model: LoadableModel, checkpoint: Checkpoint, name: str, kept: KeptWeights | None) -> None:
     """A stored copy of a tied head must be one: where it differs, the checkpoint does not mean it to be tied."""
-    with safe_open(checkpoint.path / checkpoint.tensors[name].file, framework="pt", device="cpu") as file:
-        stored = file.get_tensor(name)
-    if not model.lm_head.holds(stored):
+    header = checkpoint.tensors[name]
+    file = WeightFile(checkpoint.path / header.file)
+    if kept is not None:
+        kept.add(name, file.view(header))
+    if not model.lm_head.holds(file.tensor(header)):
         raise WeightError(
             f"{name} differs from the embedding, although config.json ties them; to use it, set tie_word_embeddings to "
             "false there"
@@ -199,14 +230,19 @@ def _check_fit(match: Match) -> None:
         )
 
 
-def _load_file(path: Path, matches: list[Match]) -> Iterable[Match]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file, torch.no_grad():
-            for match in matches:
-                match.slot.load(file.get_tensor(match.name))
-                yield match
-    except (SafetensorError, OSError) as error:
-        raise WeightError(f"cannot read weights from {path.name}: {error}") from error
+def _load_file(path: Path, matches: list[Match], kept: KeptWeights | None) -> Iterable[Match]:
+    if not matches:
+        return
+    file = WeightFile(path)
+    with torch.no_grad():
+        for match in matches:
+            if kept is not None:
+                kept.add(match.name, file.view(match.header))
+            match.slot.load(file.tensor(match.header))
+            if kept is not None:
+                kept.wait()
+            file.release(match.header)
+            yield match
 
 
 def _listed(names: list[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ class TensorHeader:
     shape: tuple[int, ...]
     file: str
     """Name of the file that holds it, without directory."""
+    offset: int
+    """Of its first byte in that file."""
 
     @property
     def num_elements(self) -> int:
@@ -66,7 +69,7 @@ def read_tensor_headers(path: Path) -> dict[str, TensorHeader]:
         raise WeightError(f"cannot read weights: {error}") from error
     entries = parse_json(text, path.name, unique_keys=True)
     entries.pop("__metadata__", None)
-    return _check_entries(entries, file_bytes - _LENGTH_BYTES - header_bytes, path.name)
+    return _check_entries(entries, _LENGTH_BYTES + header_bytes, file_bytes, path.name)
 
 
 def parse_json(text: bytes, name: str, *, unique_keys: bool = False) -> dict[str, Any]:
@@ -123,12 +126,12 @@ def _unique_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _check_entries(entries: dict[str, Any], data_bytes: int, file: str) -> dict[str, TensorHeader]:
+def _check_entries(entries: dict[str, Any], start: int, file_bytes: int, file: str) -> dict[str, TensorHeader]:
     headers: dict[str, TensorHeader] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in entries.items():
-        header, begin, end = _check_entry(name, entry, file)
-        headers[name] = header
+        begin, end = _check_entry(name, entry, file)
+        headers[name] = TensorHeader(entry["dtype"], tuple(entry["shape"]), file, start + begin)
         spans.append((begin, end, name))
     # Spans in order must tile the data exactly: no gap, no overlap, nothing beyond the end of the file.
     position = 0
@@ -136,14 +139,15 @@ def _check_entries(entries: dict[str, Any], data_bytes: int, file: str) -> dict[
         if begin != position:
             raise WeightError(f"{file} is damaged: tensor {name!r} starts at byte {begin}, expected {position}")
         position = end
-    if position != data_bytes:
+    if start + position != file_bytes:
         raise WeightError(
-            f"{file} is damaged or truncated: its tensors take {position} bytes, the file holds {data_bytes}"
+            f"{file} is damaged or truncated: its tensors take {position} bytes, the file holds {file_bytes - start}"
         )
     return headers
 
 
-def _check_entry(name: str, entry: Any, file: str) -> tuple[TensorHeader, int, int]:
+def _check_entry(name: str, entry: Any, file: str) -> tuple[int, int]:
+    """Where the tensor begins and ends behind the header; raises WeightError."""
     where = f"{file} is damaged: tensor {name[:200]!r}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise WeightError(f"{where} must have exactly dtype, shape and data_offsets")
@@ -155,17 +159,17 @@ def _check_entry(name: str, entry: Any, file: str) -> tuple[TensorHeader, int, i
     if not _is_counts(offsets) or len(offsets) != 2:
         raise WeightError(f"{where} has data_offsets {str(offsets)[:200]}; expected two integers from 0")
     begin, end = offsets
-    header = TensorHeader(dtype, tuple(shape), file)
-    if header.num_bytes > _INT64_MAX or header.num_bytes != end - begin:
-        raise WeightError(f"{where} has {end - begin} bytes; {dtype} of shape {list(shape)} takes {header.num_bytes}")
-    return header, begin, end
+    num_bytes = _product(shape) * DTYPE_BYTES[dtype]
+    if num_bytes > _INT64_MAX or num_bytes != end - begin:
+        raise WeightError(f"{where} has {end - begin} bytes; {dtype} of shape {list(shape)} takes {num_bytes}")
+    return begin, end
 
 
 def _is_counts(value: Any) -> bool:
     return isinstance(value, list) and all(type(item) is int and 0 <= item <= _INT64_MAX for item in value)
 
 
-def _product(shape: tuple[int, ...]) -> int:
+def _product(shape: Sequence[int]) -> int:
     result = 1
     for size in shape:
         result *= size

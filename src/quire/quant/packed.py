@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quire import ops
 from quire.base.errors import WeightError
+from quire.base.packed_layout import table_format
 from quire.ops.cpu.weights import PackedMatrix
 from quire.quant.interface import ExpertsSpec, LinearSpec, WeightSlot
 
@@ -31,9 +32,9 @@ class PackedWeights:
         return PackedExperts(spec, self.name)
 
     def table(self, rows: int, size: int, *, dtype: torch.dtype, device: torch.device) -> PackedTable:
-        """See `QuantScheme.table`. Four bits cost a vocabulary too much, so such models keep eight there."""
+        """See `QuantScheme.table`."""
         del dtype, device
-        return PackedTable(rows, size, "int8" if self.name == "int4" else self.name)
+        return PackedTable(rows, size, table_format(self.name))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -4,7 +4,9 @@ from types import SimpleNamespace
 from quire.base.config import ServerConfig
 from quire.cli import serve
 from quire.cli.main import main
+from quire.engine.async_engine import AsyncEngine
 from quire.engine.info import EngineInfo
+from quire.server import serve as server
 
 INFO = EngineInfo(
     model_path="",
@@ -37,8 +39,8 @@ def test_settings_reach_engine_and_server(monkeypatch):
     """S48: the flags of `serve` fill the settings that `LLM` takes."""
     seen = {}
 
-    async def start(config, **_):
-        seen["engine"] = config
+    async def start(config, *, process, **_):
+        seen["engine"], seen["process"] = config, process
         return SimpleNamespace(info=INFO)
 
     def fake_serve(start_engine, config, *, on_ready):
@@ -47,10 +49,17 @@ def test_settings_reach_engine_and_server(monkeypatch):
         on_ready("http://127.0.0.1:1")
         return 5
 
-    monkeypatch.setattr(serve.AsyncEngine, "start", start)
-    monkeypatch.setattr(serve, "serve", fake_serve)
+    class Spawned:
+        def discard(self):
+            seen["discarded"] = True
+
+    monkeypatch.setattr(AsyncEngine, "start", start)
+    monkeypatch.setattr(server, "serve", fake_serve)
+    monkeypatch.setattr(serve, "EngineProcess", Spawned)
     assert main(["serve", "some/dir", "--page-size", "32", "--port", "0", "--step-timeout", "7"]) == 5
     assert seen["engine"].model.model == "some/dir"
     assert seen["engine"].cache.page_size == 32
     assert seen["server"].port == 0
     assert seen["started"].step_timeout == 7.0
+    assert isinstance(seen["process"], Spawned)
+    assert seen["discarded"], "whatever ends the server, no engine stays behind"

@@ -8,9 +8,10 @@ import pytest
 
 from quire import EngineConfig
 from quire.base.errors import ConfigError, EngineDeadError
-from quire.engine import client as module
+from quire.engine import process as module
 from quire.engine.client import ProcessClient, start_error
 from quire.engine.messages import AbortMessage, StartFailedMessage
+from quire.engine.worker import EXIT_START_FAILED
 
 PROLOGUE = """
 import os, socket, sys, time
@@ -43,7 +44,7 @@ def run(monkeypatch):
         return client, heard
 
     yield start
-    assert all(client._process is None or client._process.poll() is not None for client in clients), "left behind"
+    assert all(client._process is None or client._process.popen.poll() is not None for client in clients), "left behind"
 
 
 async def _hear(heard, count):
@@ -121,13 +122,36 @@ async def test_an_output_nobody_can_take_in_is_a_death_and_not_a_silence(run):
 
 async def test_a_process_that_will_not_end_is_ended(run, monkeypatch):
     """REL-3: closing leaves nothing behind."""
-    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.2)
     client, _ = await run("link.send(ready); time.sleep(600)")
     await client.close()
 
 
 async def test_giving_up_on_a_start_leaves_no_process(run, monkeypatch):
     """REL-3: a cancelled start is cleaned up after."""
-    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 0.2)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(run("time.sleep(600)"), 0.5)
+
+
+async def test_a_process_spawned_ahead_is_the_one_that_is_used():
+    """Start-up: `quire serve` spawns the engine's process before it imports the rest of itself."""
+    process = module.EngineProcess()
+    client = ProcessClient(process)
+    try:
+        with pytest.raises(ConfigError, match="no such directory"):
+            await client.start(
+                EngineConfig.from_options(model="./nowhere"), on_step=print, on_death=print, on_phase=print
+            )
+        assert client.pid == process.popen.pid
+        assert process.popen.returncode == EXIT_START_FAILED
+    finally:
+        process.discard()
+
+
+def test_a_discarded_process_is_gone_whatever_it_was_doing():
+    """REL-3: a server that cannot listen leaves no engine that imports torch for nobody."""
+    process = module.EngineProcess()
+    process.discard()
+    assert process.popen.returncode is not None
+    process.discard()

@@ -89,6 +89,14 @@ def test_quantized_weights_are_counted_with_their_scales():
     assert resolved.memory.weight_bytes == int(INFO.num_parameters * (0.5 + 2 / 32))
 
 
+def test_packed_weights_are_counted_with_their_padding():
+    """S10: 20 rows fill two panels of 16, 40 columns a group of 64; a table keeps eight bits, a norm 32."""
+    shapes = {"model.embed_tokens.weight": (20, 40), "a.o_proj.weight": (20, 40), "model.norm.weight": (40,)}
+    info = dataclasses.replace(INFO, shapes=shapes)
+    panel_int8, panel_int4 = 16 * 64 + 16 * 4, 2 * (16 * 32 // 2 + 16 * 2)
+    assert _resolve(WITH_KERNELS, info, quantization="int4").memory.weight_bytes == 2 * (panel_int8 + panel_int4) + 160
+
+
 @pytest.mark.parametrize(
     ("facts", "options"),
     [(CPU, {}), (WITH_KERNELS, {"dtype": "bfloat16"}), (dataclasses.replace(WITH_KERNELS, name="cuda"), {})],

@@ -65,9 +65,9 @@ def test_a_step_too_long_for_one_frame_goes_in_several(monkeypatch):
 def _start(command, **options):
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [*command, str(theirs.fileno())]
+        command = [*command, str(os.getpid()), str(theirs.fileno())]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    settings = WorkerConfig(config=EngineConfig.from_options(**options), parent_pid=os.getpid(), log_level="warning")
+    settings = WorkerConfig(config=EngineConfig.from_options(**options), log_level="warning")
     body = msgspec.msgpack.encode(settings)
     ours.sendall(len(body).to_bytes(4, "little") + body)
     return ours, process
