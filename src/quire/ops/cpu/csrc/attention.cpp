@@ -8,7 +8,10 @@
 // Op: p q, k, v, kv, out, alibi slopes or null; n H, K, D, strides of q, k, v rows, pages, page format, window (0:
 // none), alibi before scale; f scale, softcap (0: none). One row per token.
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <new>
+#include <type_traits>
 
 #include "attention_pages.h"
 #include "attention_tile.h"
@@ -207,6 +210,11 @@ struct Cut {
   }
 };
 
+// How many of its partitions each task has done, at the beginning of the shared scratch.
+using Done = std::atomic<int32_t>;
+constexpr size_t kDoneBytes = 256;
+static_assert(kMostCut * sizeof(Done) <= kDoneBytes, "records begin behind the counters");
+
 // All tasks of a step that has few of them, with the first of the partitions and the scratch of each.
 struct CutTasks {
   Task tasks[kMostCut];
@@ -233,35 +241,40 @@ struct CutTasks {
         used += pieces * record_floats(job, task);
       }
     }
-    return partitions[count] > count && used * int64_t(sizeof(float)) <= int64_t(kLocalScratch);
+    return partitions[count] > count && used * int64_t(sizeof(float)) <= int64_t(kLocalScratch - kDoneBytes);
   }
 };
 
-// Partitions as work of their own, then the merging of each task's.
+void clear_done(const Context& c) {
+  for (int64_t i = 0; i < kMostCut; ++i) new (c.shared + size_t(i) * sizeof(Done)) Done(0);
+}
+
+void merge_records(const Job& job, const Plan& plan, const Task& task, const float* record, int64_t pieces, Tile& t) {
+  start_tile(t);
+  for (; pieces > 0; --pieces, record += t.rows * (t.wide + 2))
+    merge(t, {record, record + t.rows * t.wide, record + t.rows * (t.wide + 1)});
+  write_result(job, plan, task, t);
+}
+
+// Partitions as work of their own; who ends the last one of a task merges them.
 template <class Page>
 void attend_cut(const Job& job, const Context& c, const CutTasks& cut, Tile& t) {
   const Plan& plan = *c.plan;
-  float* shared = reinterpret_cast<float*>(c.shared);
-  int64_t task = 0;
+  Done* done = reinterpret_cast<Done*>(c.shared);
+  float* shared = reinterpret_cast<float*>(c.shared + kDoneBytes);
+  int64_t index = 0;
   for (int64_t i = c.take(); i < cut.partitions[cut.count]; i = c.take()) {
-    while (i >= cut.partitions[task + 1]) ++task;
-    int64_t piece = i - cut.partitions[task];
-    load_queries(job, plan, cut.tasks[task], t);
-    attend_partition<Page>(job, plan, cut.tasks[task],
-                           reach_of(job, plan, cut.tasks[task]).first_partition() + piece, t);
-    float* record = shared + cut.floats[task] + piece * CutTasks::record_floats(job, cut.tasks[task]);
+    while (i >= cut.partitions[index + 1]) ++index;
+    const Task& task = cut.tasks[index];
+    int64_t piece = i - cut.partitions[index], pieces = cut.partitions[index + 1] - cut.partitions[index];
+    load_queries(job, plan, task, t);
+    attend_partition<Page>(job, plan, task, reach_of(job, plan, task).first_partition() + piece, t);
+    float *records = shared + cut.floats[index], *record = records + piece * CutTasks::record_floats(job, task);
     std::memcpy(record, t.sums, size_t(t.rows * t.wide) * sizeof(float));
     std::memcpy(record + t.rows * t.wide, t.top, size_t(t.rows) * sizeof(float));
     std::memcpy(record + t.rows * (t.wide + 1), t.total, size_t(t.rows) * sizeof(float));
-  }
-  c.meet();
-  for (int64_t i = c.take(); i < cut.count; i = c.take()) {
-    load_queries(job, plan, cut.tasks[i], t);
-    start_tile(t);
-    const float* record = shared + cut.floats[i];
-    for (int64_t piece = cut.partitions[i]; piece < cut.partitions[i + 1]; ++piece, record += t.rows * (t.wide + 2))
-      merge(t, {record, record + t.rows * t.wide, record + t.rows * (t.wide + 1)});
-    write_result(job, plan, cut.tasks[i], t);
+    if (done[index].fetch_add(1, std::memory_order_acq_rel) + 1 == pieces)
+      merge_records(job, plan, task, records, pieces, t);
   }
 }
 
@@ -270,6 +283,7 @@ void run(const Job& job, const Context& c) {
   const Plan& plan = *c.plan;
   Share share = share_of(c.tokens, c.thread, c.threads);
   write_pages<Page>(job, plan, share.from, share.to);
+  if (c.thread == 0) clear_done(c);
   c.meet();
   static_assert(sizeof(Tile) <= kLocalScratch, "a tile must fit a thread's scratch");
   Tile& tile = *reinterpret_cast<Tile*>(c.local);
