@@ -100,7 +100,7 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
     """
     max_num_seqs, max_num_batched_tokens = _step_limits(config, facts)
     dtype = facts.auto_dtype if config.model.dtype == "auto" else config.model.dtype
-    kv_dtype = dtype if config.cache.kv_cache_dtype == "auto" else config.cache.kv_cache_dtype
+    kv_dtype = _kv_dtype(config, facts, dtype)
     weight_format = _weight_format(config, info, facts, dtype)
     _check_model_settings(config, info)
     request = MemoryRequest(
@@ -177,6 +177,17 @@ def _weight_format(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dt
             )
         return asked
     return "bfloat16" if can_pack and info.stored_dtype == "bfloat16" else dtype
+
+
+def _kv_dtype(config: EngineConfig, facts: DeviceFacts, dtype: str) -> str:
+    """The precision of KV pages. The CPU kernels, which compute in float32, have no pages in float16."""
+    asked = config.cache.kv_cache_dtype
+    if asked == "float16" and facts.has_cpu_kernels and dtype == "float32":
+        raise ConfigError(
+            "kv_cache_dtype is float16, which the compiled CPU kernels do not read. Set kv_cache_dtype to bfloat16 (as "
+            "many bytes), int8 or float32"
+        )
+    return dtype if asked == "auto" else asked
 
 
 def _check_model_settings(config: EngineConfig, info: ModelInfo) -> None:

@@ -114,6 +114,17 @@ KeyLines<Float32Page> unpacked_lines(const RowPages<Page>& pages, int64_t start,
   return {{t.keys, t.keys + kLanes, t.keys + 2 * kLanes, t.keys + 3 * kLanes}, kBlock};
 }
 
+// The scales of the block's keys or values [from, known); those of others are 0.
+template <class Page>
+void gather_scales(const RowPages<Page>& pages, int64_t start, int64_t from, int64_t known, float* scales) {
+  std::fill_n(scales, kBlock, 0.0f);
+  for (int64_t i = from; i < known;) {
+    int64_t offset = (start + i) % pages.size, stop = std::min(known, i + pages.size - offset);
+    const float* found = pages.scales_at((start + i) / pages.size) + offset;
+    for (; i < stop; ++i) scales[i] = *found++;
+  }
+}
+
 template <class Page>
 void score(const RowPages<Page>& pages, int64_t start, int64_t known, Tile& t) {
   int lines = int((known + kLanes - 1) / kLanes);
@@ -153,10 +164,19 @@ void attend_partition(const Job& job, const Plan& plan, const Task& task, int64_
   start_partition(t);
   for (int64_t start = std::max(begin, reach.lowest / kBlock * kBlock); start < stop; start += kBlock) {
     int64_t known = std::min(kBlock, reach.end - start);
+    int64_t skipped = std::max<int64_t>(0, reach.lowest - start);
     score(keys, start, known, t);
+    if constexpr (Page::kScaled) {
+      gather_scales(keys, start, skipped, known, t.key_scales);
+      scale_scores(t, t.key_scales);
+    }
     softmax_block(job, t, start);
+    if constexpr (Page::kScaled) {
+      gather_scales(values, start, skipped, known, t.value_scales);
+      scale_scores(t, t.value_scales);
+    }
     // Nobody in the tile sees keys before the window: what lies there is not read, though its weight would be 0.
-    weigh(values, start, std::max<int64_t>(0, reach.lowest - start), known, t);
+    weigh(values, start, skipped, known, t);
   }
   end_partition(t);
 }
@@ -306,6 +326,8 @@ void attention(const Op& op, const Context& c) {
   Job job = job_of(op);
   if (job.format == kBfloat16Pages)
     run<Bfloat16Page>(job, c);
+  else if (job.format == kInt8Pages)
+    run<Int8Page>(job, c);
   else
     run<Float32Page>(job, c);
 }

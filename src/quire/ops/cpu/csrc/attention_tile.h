@@ -38,6 +38,7 @@ struct Tile {
   float sums[kTileRows * kMaxHead];    // of the partition
   float result[kTileRows * kMaxHead];  // of the partitions so far
   float scores[kTileRows * kBlock];
+  float key_scales[kBlock], value_scales[kBlock];  // of a block in int8 pages
   float keys[kBlock * kMaxHead], values[kBlock * kMaxHead];  // of a block, where pages cannot be read as they are
   float totals[kTileRows * kLanes];  // of the partition, by lane
   float top[kTileRows], total[kTileRows], change[kTileRows], all_top[kTileRows], all_total[kTileRows];
@@ -161,6 +162,15 @@ void add_values(Tile& t, const typename Page::Type* const* values, int64_t from,
       for (; d < t.wide; d += kLanes) value_tile<Page, R, 1>(weights, change, first, count, d, sums, t.wide);
     });
   }
+}
+
+// Multiplies every row's scores by the scales of the block's keys or values.
+inline void scale_scores(Tile& t, const float* scales) {
+  for (int64_t i = 0; i < kBlock; i += kLanes)
+    for (int r = 0; r < t.rows; ++r) {
+      float* place = t.scores + r * kBlock + i;
+      store(place, load(place) * load(scales + i));
+    }
 }
 
 inline V16 rounded_bf16(V16 x) {
