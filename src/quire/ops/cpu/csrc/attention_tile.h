@@ -26,11 +26,15 @@ static_assert(kTileRows % kLanes == 0 && kTileRows % kRegisterRows == 0, "whole 
 
 // Lines that so many rows take at once: their sums, the lines and one number of each row must fit the registers, and
 // eight chains are needed to fill two multipliers that take four cycles.
+// Numbers that must be widened take registers of their own.
+template <class Page>
+constexpr int lines_at_once([[maybe_unused]] int rows) {
 #if defined(__AVX512F__)
-constexpr int lines_at_once(int) { return 4; }
+  return 4;
 #else
-constexpr int lines_at_once(int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+  return rows == 1 ? 4 : rows == 2 || (rows == 3 && sizeof(typename Page::Type) == 4) ? 2 : 1;
 #endif
+}
 
 // Scratch of one tile. Rows of q that share registers lie side by side; sums and results have `wide` numbers a row.
 struct Tile {
@@ -103,7 +107,7 @@ template <class Page>
 void score_block(Tile& t, const KeyLines<Page>& keys, int count) {
   for (int r = 0; r < t.rows; r += kRegisterRows) {
     as_constant(t.rows - r, [&](auto rows) {
-      constexpr int R = rows.value, most = lines_at_once(R);
+      constexpr int R = rows.value, most = lines_at_once<Page>(R);
       const float* q = t.q + r * t.head;
       float* scores = t.scores + r * kBlock;
       int line = 0;
@@ -148,7 +152,7 @@ template <class Page>
 void add_values(Tile& t, const typename Page::Type* const* values, int64_t from, int64_t to) {
   for (int r = 0; r < t.rows; r += kRegisterRows) {
     as_constant(t.rows - r, [&](auto rows) {
-      constexpr int R = rows.value, most = lines_at_once(R);
+      constexpr int R = rows.value, most = lines_at_once<Page>(R);
       const float *weights = t.scores + r * kBlock + from, *change = t.change + r;
       float* sums = t.sums + r * t.wide;
       int64_t count = to - from, d = 0;
