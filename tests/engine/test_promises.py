@@ -21,8 +21,9 @@ GREEDY = SamplingParams(temperature=0.0, max_tokens=24, ignore_eos=True)
         {},
         {"kv_cache_memory_bytes": 5_000_001, "page_size": 32, "max_model_len": 512},
         {"max_num_seqs": 3, "max_model_len": 300, "page_size": 8, "dtype": "bfloat16"},
+        {"kv_cache_dtype": "int8", "page_size": 64},
     ],
-    ids=["defaults", "budget", "lengths"],
+    ids=["defaults", "budget", "lengths", "int8 pages"],
 )
 def test_check_prints_what_the_engine_allocates_and_reports(options, demo_path, capsys):
     """S10, S4: the ledger of `quire check` and the one printed at start agree, weights and KV tensors to the byte."""
@@ -44,6 +45,21 @@ def test_check_prints_what_the_engine_allocates_and_reports(options, demo_path, 
     assert sum(weights.values()) == checked["weight_bytes"]
     shown = f"{format_bytes(kv)}  = {pages} pages x {checked['page_size']} tokens x {checked['kv_bytes_per_token']} B"
     assert shown in ledger
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int8"])
+def test_narrow_pages_give_a_prompt_the_same_tokens_alone_in_a_batch_and_from_a_prefix(kv_cache_dtype, demo_path):
+    """S6, S18, REL-15, SEC-35: shared, copied and poisoned pages carry their scales along."""
+    prompts = ["What is the capital of France?", "What is the capital of France, and of Spain?", "Count to ten."]
+    plain = {"kv_cache_dtype": kv_cache_dtype, "page_size": 8, "max_model_len": 256}
+    with LLM(demo_path, enable_prefix_caching=False, **plain) as llm:
+        alone = [llm.generate(prompt, GREEDY, use_tqdm=False)[0].outputs[0].token_ids for prompt in prompts]
+    with LLM(demo_path, debug=True, max_num_batched_tokens=16, max_num_seqs=8, **plain) as llm:
+        for _ in range(2):
+            outputs = llm.generate(prompts, GREEDY, use_tqdm=False)
+            assert [output.outputs[0].token_ids for output in outputs] == alone
+        branches = SamplingParams(n=3, temperature=0.8, seed=1, max_tokens=12, ignore_eos=True)
+        assert len(llm.generate(prompts[0], branches, use_tqdm=False)[0].outputs) == 3
 
 
 def test_a_directory_written_by_transformers_serves_as_it_is(demo_path, tmp_path):

@@ -140,7 +140,7 @@ void rotation(Run& run, int64_t tokens, int64_t heads, int64_t size, int64_t pai
   }
 }
 
-void attention(Run& run, int64_t heads, int64_t kv_heads, int64_t size, int64_t page, int64_t window, bool bf16) {
+void attention(Run& run, int64_t heads, int64_t kv_heads, int64_t size, int64_t page, int64_t window, int64_t format) {
   // Rows of (queries, context): a decode, a chunk, a late chunk.
   Ids queries{1, 9, 30}, contexts{70, 9, 530}, firsts{0, 1, 10};
   int64_t tokens = 40, width = (530 + page - 1) / page, pages = 3 * width;
@@ -153,15 +153,12 @@ void attention(Run& run, int64_t heads, int64_t kv_heads, int64_t size, int64_t 
   Plan plan{3, page, width, firsts.data(), queries.data(), contexts.data(), tables.data(), slots.data()};
   Floats q = random_floats(size_t(tokens * heads * size), 1), k = random_floats(size_t(tokens * kv_heads * size), 2);
   Floats v = random_floats(k.size(), 3), slopes = random_floats(size_t(heads), 4), out(q.size());
-  size_t numbers = size_t(2 * pages * kv_heads * page * size);
-  Floats kv = random_floats(bf16 ? numbers / 2 : numbers, 5);  // two bfloat16 are some pair of numbers, none a NaN
-  if (bf16)
-    for (float& x : kv) {
-      uint32_t word = 0x3f803f80u;
-      std::memcpy(&x, &word, 4);
-    }
+  // Formats are float32, bfloat16 and int8 with scales; what is there before stands for ones, or scales of about 1.
+  int64_t width_of[] = {4 * size, 2 * size, size + 4};
+  uint32_t word_of[] = {0x3f800000u, 0x3f803f80u, 0x3f803f80u};
+  std::vector<uint32_t> kv(size_t(2 * pages * kv_heads * page * width_of[format] / 4), word_of[format]);
   Op op{kAttention, 1, {q.data(), k.data(), v.data(), kv.data(), out.data(), slopes.data()},
-        {heads, kv_heads, size, heads * size, kv_heads * size, kv_heads * size, pages, bf16, window, 0}, {0.2f, 5.0f}};
+        {heads, kv_heads, size, heads * size, kv_heads * size, kv_heads * size, pages, format, window, 0}, {0.2f, 5.0f}};
   run.call(op, tokens, &plan);
   run.note(out);
 }
@@ -224,11 +221,11 @@ void everything(Run& run) {
   products(run, 9, 130, 1100, 8);
   products(run, 400, 40, 700, 9);
   for (int64_t page : {8, 16, 64, 128})
-    for (bool bf16 : {false, true}) {
-      attention(run, 4, 2, 20, page, 0, bf16);
-      attention(run, 30, 1, 32, page, 75, bf16);
+    for (int64_t format : {0, 1, 2}) {
+      attention(run, 4, 2, 20, page, 0, format);
+      attention(run, 70, 1, 32, page, 75, format);
     }
-  attention(run, 2, 1, 256, 16, 0, false);
+  for (int64_t format : {0, 1, 2}) attention(run, 2, 1, 256, 16, 0, format);
   for (int64_t format = kFloat32; format <= kInt4; ++format) {
     mixture(run, 1, 24, 17, 5, 2, format);
     mixture(run, 30, 33, 20, 4, 3, format);

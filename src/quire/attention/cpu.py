@@ -1,7 +1,8 @@
-"""Paged attention on the compiled CPU kernels: float32 activations, pages in float32 or bfloat16.
+"""Paged attention on the compiled CPU kernels: float32 activations, pages in float32, bfloat16 or int8.
 
-Pages are [2, P, K, S, D] numbers, of which K pages are stored transposed, [D, S]: only this backend reads them. The
-kernel (ops/cpu/csrc/attention.cpp) says how the work is cut up and why a query's bits do not depend on its batch.
+Pages are [2, P, K, S, D] numbers, of which K pages are stored transposed, [D, S]: only this backend reads them. In int8
+a page of a kv head has S x 4 bytes more, the scales of its tokens. The kernel (ops/cpu/csrc/attention.cpp) says how the
+work is cut up and why a query's bits do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire.attention.int8_rows import SCALE_BYTES
 from quire.attention.interface import AttentionBatch, AttentionPlan, AttentionSpec
 from quire.ops.cpu.library import PlanRecord
 from quire.ops.cpu.program import current_pool, empty
 from quire.ops.cpu.table import record
 
 MAX_HEAD_DIM = 256
+PAGE_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""`PageFormat` of csrc/attention_pages.h."""
 
 
 @dataclass(slots=True)
@@ -36,11 +40,15 @@ class CpuAttention:
     def __init__(self) -> None:
         self._slopes: dict[tuple[float, ...], Tensor] = {}
 
-    def kv_shape(self, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
-        """[2, P, K, S, D], K transposed within the page."""
+    def kv_shape(
+        self, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[int, ...]:
+        """[2, P, K, S, D], or D + 4 in int8; K transposed within the page."""
+        if dtype not in PAGE_FORMATS:
+            raise ValueError(f"the cpu attention backend has no pages in {dtype}; use float32, bfloat16 or int8")
         if head_dim > MAX_HEAD_DIM:
             raise ValueError(f"head_dim is {head_dim}; the cpu attention backend takes up to {MAX_HEAD_DIM}")
-        return (2, num_pages, num_kv_heads, page_size, head_dim)
+        return (2, num_pages, num_kv_heads, page_size, head_dim + (SCALE_BYTES if dtype == torch.int8 else 0))
 
     def plan(self, batch: AttentionBatch) -> CpuPlan:
         """The rows as arrays of integers."""
@@ -79,7 +87,7 @@ class CpuAttention:
             k.stride(0),
             v.stride(0),
             kv.shape[1],
-            int(kv.dtype == torch.bfloat16),
+            PAGE_FORMATS[kv.dtype],
             spec.window or 0,
             int(spec.alibi_before_scale),
         )

@@ -58,8 +58,10 @@ class AttentionBackend(Protocol):
 
     name: str
 
-    def kv_shape(self, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
-        """Shape of one layer's KV tensor, K and V together; its first two dimensions are [2, P]."""
+    def kv_shape(
+        self, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[int, ...]:
+        """Shape of one layer's KV tensor in `dtype`, K and V together; its first two dimensions are [2, P]."""
 
     def plan(self, batch: AttentionBatch) -> AttentionPlan:
         """Prepare a step; called once, before the first layer."""

@@ -1,6 +1,7 @@
 """Paged attention in plain torch, one row after the other: the specification of every other backend.
 
-Pages are [2, P, K, S, D]: K and V, page, kv head, place in the page, head size. A row's result is computed from its own
+Pages are [2, P, K, S, D]: K and V, page, kv head, place in the page, head size; int8 pages have rows of D + 4 bytes
+(`int8_rows`). A row's result is computed from its own
 queries and pages alone, with shapes that do not depend on the batch, so it has the same bits alone and in any batch.
 Scores, softmax and the weighted sum are float32.
 """
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from quire import ops
+from quire.attention.int8_rows import SCALE_BYTES, from_int8_rows, to_int8_rows
 from quire.attention.interface import AttentionBatch, AttentionPlan, AttentionSpec
 
 QUERY_BLOCK = 256
@@ -73,9 +75,11 @@ class ReferenceAttention:
 
     name = "reference"
 
-    def kv_shape(self, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
-        """[2, P, K, S, D]."""
-        return (2, num_pages, num_kv_heads, page_size, head_dim)
+    def kv_shape(
+        self, num_pages: int, page_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype = torch.float32
+    ) -> tuple[int, ...]:
+        """[2, P, K, S, D], or D + 4 in int8."""
+        return (2, num_pages, num_kv_heads, page_size, head_dim + (SCALE_BYTES if dtype == torch.int8 else 0))
 
     def plan(self, batch: AttentionBatch) -> ReferencePlan:
         """Check the batch and cut it for layers without a window; other windows are cut when first met."""
@@ -87,6 +91,8 @@ class ReferenceAttention:
         """See `AttentionBackend.run`."""
         if not isinstance(plan, ReferencePlan):
             raise TypeError(f"the reference backend was handed a plan of {type(plan).__name__}")
+        if kv.dtype == torch.int8:
+            k, v = to_int8_rows(k), to_int8_rows(v)
         ops.write_kv(k, v, kv, plan.slots)
         slopes = plan.slopes_of(spec)
         out = torch.empty_like(q)  # [T, H, D]
@@ -134,7 +140,8 @@ def _visible(keys: Tensor, first_query: int, count: int, window: int | None) -> 
 
 def _gather(kv: Tensor, pages: Tensor) -> tuple[Tensor, Tensor]:
     """K and V of some pages as [K, n * S, D] float32, unused places of the last page included."""
-    rows = kv.transpose(1, 2).index_select(2, pages).flatten(2, 3).float()  # [2, K, n * S, D]
+    rows = kv.transpose(1, 2).index_select(2, pages).flatten(2, 3)  # [2, K, n * S, D]
+    rows = from_int8_rows(rows) if rows.dtype == torch.int8 else rows.float()
     return rows[0], rows[1]
 
 

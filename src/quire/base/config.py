@@ -24,6 +24,7 @@ API_KEY_VARIABLE = "QUIRE_API_KEY"
 
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = (*DTYPES, "int8")
 PRESETS: dict[str, dict[str, Any]] = {
     "interactive": {"max_num_seqs": 32, "max_num_batched_tokens": 512, "max_prefill_tokens_mixed": 128},
     "throughput": {"max_num_seqs": 256, "max_num_batched_tokens": 4096, "max_prefill_tokens_mixed": 2048},
@@ -155,7 +156,9 @@ class CacheConfig:
         None, "Bytes for KV pages (suffixes KiB, MiB, GiB allowed); derived from free memory when not given.", low=1
     )
     enable_prefix_caching: bool = option(True, "Keep pages of finished requests and reuse them for equal prefixes.")
-    kv_cache_dtype: str = option("auto", "Precision of K and V in the cache.", choices=DTYPES)
+    kv_cache_dtype: str = option(
+        "auto", "Precision of K and V in the cache; int8 has a scale per token and head.", choices=KV_DTYPES
+    )
     debug: bool = option(False, "Verify the cache after every step and poison freed pages with NaN (slow).")
 
     def __post_init__(self) -> None:

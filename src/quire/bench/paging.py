@@ -104,8 +104,9 @@ class PagedStep:
             random.Random(0).shuffle(order)
         self._tables = torch.tensor(order, dtype=torch.int32).view(shape.rows, per_row)
         self._page_size = page_size
-        dims = backend.kv_shape(len(order), page_size, shape.num_kv_heads, shape.head_dim)
-        self._kv = torch.zeros(dims, dtype=getattr(torch, shape.dtype))
+        dtype: torch.dtype = getattr(torch, shape.dtype)
+        dims = backend.kv_shape(len(order), page_size, shape.num_kv_heads, shape.head_dim, dtype)
+        self._kv = torch.zeros(dims, dtype=dtype)
         self._batch = self._batch_of([1] * shape.rows, shape.context)
 
     def _batch_of(self, query_lens: list[int], context: int) -> AttentionBatch:

@@ -16,6 +16,7 @@ from quire.models.weight_sizes import packed_weight_bytes
 from quire.runner.sizing import page_bytes, row_bytes
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+KV_ITEMSIZE = ITEMSIZE | {"int8": 1}
 WEIGHT_BYTES = ITEMSIZE | {"bfloat16_dot": 2, "int8": 1 + 2 / 32, "int4": 0.5 + 2 / 32}
 """Bytes per weight by format, for models whose shapes are not known; quantized ones share a scale in groups of 32."""
 _AUTO_SHARE = 0.5
@@ -92,7 +93,7 @@ def plan_memory(info: ModelInfo, request: MemoryRequest, *, free_bytes: int) -> 
     weights = weight_bytes(info, request)
     wanted_len = request.max_model_len or info.max_position
     workspace = workspace_bytes(info, request, wanted_len)
-    kv_itemsize = ITEMSIZE[request.kv_dtype]
+    kv_itemsize = KV_ITEMSIZE[request.kv_dtype]
     per_page = page_bytes(info.kv_layers, page_size=request.page_size, itemsize=kv_itemsize)
     rows = row_bytes(max_num_seqs=request.max_num_seqs, max_model_len=wanted_len, page_size=request.page_size)
     budget = request.kv_budget

@@ -176,6 +176,11 @@ def _runs_on_kernels(facts: DeviceFacts, info: ModelInfo, dtype: str) -> bool:
 def _kv_dtype(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dtype: str) -> str:
     """Precision of K and V: where nothing else is asked for, the compiled CPU kernels keep a checkpoint's bfloat16."""
     asked = config.cache.kv_cache_dtype
+    if asked == "float16" and facts.has_cpu_kernels and dtype == "float32":
+        raise ConfigError(
+            "kv_cache_dtype is float16, which the compiled CPU kernels do not read. Set kv_cache_dtype to bfloat16 (as "
+            "many bytes), int8 or float32"
+        )
     if asked != "auto":
         return asked
     is_narrow = (

@@ -15,8 +15,9 @@ class KVLayerSpec:
     head_dim: int
 
     def bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of K and V of one token: 2 x kv heads x head size x bytes per number."""
-        return 2 * self.num_kv_heads * self.head_dim * itemsize
+        """Bytes of K and V of one token: 2 x kv heads x (head size x bytes per number, and 4 for the scale that numbers
+        of one byte share)."""
+        return 2 * self.num_kv_heads * (self.head_dim * itemsize + (4 if itemsize == 1 else 0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

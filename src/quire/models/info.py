@@ -42,5 +42,6 @@ class ModelInfo:
     """What a report should mention, such as ignored keys."""
 
     def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of KV cache one token needs over all layers (S10: 2 x layers x kv heads x head size x bytes)."""
+        """Bytes of KV cache one token needs over all layers (S10: 2 x layers x kv heads x head size x bytes, and scales
+        where a number has one byte)."""
         return sum(layer.bytes_per_token(itemsize) for layer in self.kv_layers)

@@ -25,7 +25,7 @@ def allocate(
     """One zeroed KV tensor per layer, [2, P, ...] in the backend's layout; their bytes equal `sizing.kv_bytes`."""
     tensors = []
     for layer in layers:
-        shape = attention.kv_shape(num_pages, page_size, layer.num_kv_heads, layer.head_dim)
+        shape = attention.kv_shape(num_pages, page_size, layer.num_kv_heads, layer.head_dim, dtype)
         tensors.append(_zeros(shape, dtype, device))
     expected = kv_bytes(layers, num_pages=num_pages, page_size=page_size, itemsize=dtype.itemsize)
     actual = sum(tensor.nbytes for tensor in tensors)
@@ -53,9 +53,10 @@ def copy_pages(kv: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> 
 
 
 def poison(kv: Sequence[torch.Tensor], pages: Sequence[int]) -> None:
-    """Fill freed pages with NaN, so that a read before the next write shows (debug mode)."""
+    """Fill freed pages with NaN, so that a read before the next write shows (debug mode). In int8 pages the scales
+    become NaN: four bytes of ones are one."""
     if not pages:
         return
     for layer in kv:
         index = torch.tensor(pages, dtype=torch.int64, device=layer.device)
-        layer.index_fill_(1, index, float("nan"))
+        layer.index_fill_(1, index, -1 if layer.dtype == torch.int8 else float("nan"))

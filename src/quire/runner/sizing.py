@@ -16,7 +16,7 @@ ROW_STATE_BYTES = 56
 
 
 def kv_bytes(layers: Iterable[KVLayerSpec], *, num_pages: int, page_size: int, itemsize: int) -> int:
-    """Bytes of all KV pages: pages x tokens per page x (2 x kv heads x head size x itemsize, summed over layers)."""
+    """Bytes of all KV pages: pages x tokens per page x `KVLayerSpec.bytes_per_token`, summed over layers."""
     return num_pages * page_bytes(layers, page_size=page_size, itemsize=itemsize)
 
 

@@ -17,8 +17,9 @@ from quire.ops.cpu.program import current_pool, using
 
 GUARD = 96
 """NaN before, between and after tensors."""
-BORDERS = (1, 2, 63, 64, 65, 511, 512, 513, 1023, 1024, 1025, 1500)
-"""Contexts at the borders of blocks (64) and partitions (512)."""
+BORDERS = (1, 2, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 1500)
+"""Contexts at the borders of blocks (64) and partitions (256)."""
+DTYPES = [torch.float32, torch.bfloat16, torch.int8]
 HEADS = [
     (4, 4, 20),
     (6, 2, 64),
@@ -76,16 +77,21 @@ class Sequences:
         spec, needs = self.spec, [-(-stop // page_size) for _, _, stop in rows]
         pages = torch.randperm(sum(needs) + 3, generator=torch.Generator().manual_seed(len(rows))).tolist()
         tables = [[pages.pop() for _ in range(need)] for need in needs]
-        shape = backend.kv_shape(sum(needs) + 3, page_size, spec.num_kv_heads, spec.head_dim)
-        kv = torch.full((math.prod(shape) + 2 * GUARD,), math.nan, dtype=dtype)
+        shape = backend.kv_shape(sum(needs) + 3, page_size, spec.num_kv_heads, spec.head_dim, dtype)
+        # In int8 a scale of four such bytes is NaN.
+        unused = -1 if dtype == torch.int8 else math.nan
+        kv = torch.full((math.prod(shape) + 2 * GUARD,), unused, dtype=dtype)
         inside = kv[GUARD:-GUARD].view(shape)
         slots = []
         for (sequence, first, stop), table in zip(rows, tables, strict=True):
             places = torch.tensor([table[p // page_size] * page_size + p % page_size for p in range(stop)])
             seen = 0 if spec.window is None else max(0, first - spec.window + 1)
-            self._put(backend, inside, places[:first], sequence)
-            nothing = torch.full((seen, spec.num_kv_heads, spec.head_dim), hidden)
-            _write(backend, inside, places[:seen], nothing, nothing)
+            if dtype == torch.int8:
+                self._write(backend, inside, table, page_size, sequence=sequence, seen=seen, stop=first)
+            else:
+                k, v = (x[sequence][:first].clone() for x in (self.k, self.v))
+                k[:seen], v[:seen] = hidden, hidden
+                put(backend, inside, places[:first], k, v)
             slots.append(places[first:])
         width = max(needs)
         batch = AttentionBatch(
@@ -97,15 +103,33 @@ class Sequences:
         )
         fused = self._fused(rows)
         out = backend.run(*fused, kv=inside, spec=spec, plan=backend.plan(batch))
+        if dtype == torch.int8:
+            assert (kv[:GUARD] == -1).all() and (kv[-GUARD:] == -1).all(), "written outside the pages"
+            return list(out.split([stop - first for _, first, stop in rows]))
         assert kv[:GUARD].isnan().all() and kv[-GUARD:].isnan().all(), "written outside the pages"
         if spec.window is None and all(x.isfinite().all() for x in (*self.k, *self.v)):
             written, tokens = int((~inside.isnan()).sum()), sum(stop for _, _, stop in rows)
             assert written == tokens * 2 * spec.num_kv_heads * spec.head_dim, "a slot too many or too few is written"
         return list(out.split([stop - first for _, first, stop in rows]))
 
-    def _put(self, backend, kv, places, sequence):
-        """K and V of earlier tokens, straight into the pages."""
-        _write(backend, kv, places, self.k[sequence][: len(places)], self.v[sequence][: len(places)])
+    def _write(self, backend, kv, table, page_size, *, sequence, seen, stop):
+        """K and V of the earlier tokens [seen, stop) by a step of the backend, which alone knows its int8 pages. The
+        reference gathers whole pages, so it gets zeros before `seen`."""
+        begin = seen if isinstance(backend, CpuAttention) else 0
+        if begin == stop:
+            return
+        batch = AttentionBatch(
+            query_lens=[stop - begin],
+            context_lens=[stop],
+            page_tables=torch.tensor([table], dtype=torch.int32),
+            slot_mapping=torch.tensor([table[p // page_size] * page_size + p % page_size for p in range(begin, stop)]),
+            page_size=page_size,
+        )
+        k, v = (x[sequence][begin:stop].clone() for x in (self.k, self.v))
+        for x in (k, v):
+            x[: seen - begin] = 0.0
+        q, narrow = torch.zeros(stop - begin, *self.q[0].shape[1:]), replace(self.spec, window=1)
+        backend.run(q, k, v, kv=kv, spec=narrow, plan=backend.plan(batch))
 
     def _fused(self, rows):
         """q, k, v as views of one product with NaN between the tokens."""
@@ -119,19 +143,18 @@ class Sequences:
         return views
 
 
-def has_pairs(kv):
-    """Whether the kernels lay these pages out in pairs (csrc/attention_dots.h)."""
-    is_native = current_pool().instruction_set in BF16_DOTS
-    return is_native and kv.dtype == torch.bfloat16 and kv.shape[-1] % 16 == 0
+def are_paired(head_dim, dtype):
+    """Whether the kernels in use multiply pairs of bfloat16 in such pages (csrc/attention_dots.h)."""
+    return current_pool().instruction_set in BF16_DOTS and dtype == torch.bfloat16 and head_dim % 16 == 0
 
 
-def _write(backend, kv, places, k, v):
-    """K and V [n, K, D] of some slots into pages [2, P, K, S, D], however the backend lays them out."""
+def put(backend, kv, places, k, v):
+    """K and V [n, K, D] of some slots straight into pages [2, P, K, S, D], however the backend lays them out."""
     pages, heads, size, head_dim = kv.shape[1:]
     page, at, k, v = places // size, places % size, k.to(kv.dtype), v.to(kv.dtype)
     if not isinstance(backend, CpuAttention):
         kv[0][page, :, at], kv[1][page, :, at] = k, v
-    elif has_pairs(kv):
+    elif are_paired(head_dim, kv.dtype):
         kv[0].view(pages, heads, head_dim // 2, size, 2)[page, :, :, at] = k.unflatten(2, (-1, 2))
         kv[1].view(pages, heads, size // 2, head_dim, 2)[page, :, at // 2, :, at % 2] = v
     else:
@@ -141,8 +164,7 @@ def _write(backend, kv, places, k, v):
 
 def tolerance_of(spec, dtype):
     """Against the reference on the same pages: products of pairs round queries and weights to bfloat16 as well."""
-    is_paired = dtype == torch.bfloat16 and spec.head_dim % 16 == 0 and current_pool().instruction_set in BF16_DOTS
-    return 2e-2 if is_paired else 4e-6
+    return 2e-2 if are_paired(spec.head_dim, dtype) else 4e-6
 
 
 def assert_close(actual, expected, tolerance=4e-6):
@@ -179,7 +201,7 @@ def mixed(rows=ROWS):
     return [context for _, context in rows], [(i, context - count, context) for i, (count, context) in enumerate(rows)]
 
 
-@pytest.mark.parametrize(("head_dim", "dtype"), [(40, torch.float32), (48, torch.bfloat16)])
+@pytest.mark.parametrize(("head_dim", "dtype"), [(40, torch.float32), (40, torch.int8), (48, torch.bfloat16)])
 @pytest.mark.parametrize("features", FEATURES)
 def test_decodes_and_chunks_in_one_batch_are_the_references(kernels, features, head_dim, dtype):
     """S14: NaN in unused pages, in unused slots, before windows, between tokens and around the result."""
@@ -189,17 +211,14 @@ def test_decodes_and_chunks_in_one_batch_are_the_references(kernels, features, h
     assert_close(sequences.run(kernels, rows, dtype=dtype), expected, tolerance_of(sequences.spec, dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 def test_every_layout_of_heads_and_type_of_pages_is_the_references(kernels, heads, dtype):
     """S11, S14"""
     lengths, rows = mixed([(1, 66), (9, 9), (13, 80)])
     sequences = Sequences(spec_of(heads, {"alibi": True, "window": 71}), lengths)
-    ours, expected = (
-        sequences.run(kernels, rows, dtype=dtype),
-        sequences.run(ReferenceAttention(), rows, dtype=dtype, hidden=0.0),
-    )
-    assert_close(ours, expected, tolerance_of(sequences.spec, dtype))
+    expected = sequences.run(ReferenceAttention(), rows, dtype=dtype, hidden=0.0)
+    assert_close(sequences.run(kernels, rows, dtype=dtype), expected, tolerance_of(sequences.spec, dtype))
 
 
 @pytest.mark.parametrize("features", ["plain", "everything"])
@@ -216,6 +235,8 @@ def test_contexts_at_the_borders_of_blocks_and_partitions_are_the_references(ker
         ("everything", torch.float32, 24),
         ("plain", torch.bfloat16, 24),
         ("everything", torch.bfloat16, 80),
+        ("everything", torch.int8, 24),
+        ("plain", torch.int8, 24),
         pytest.param("plain", torch.float32, 24, marks=pytest.mark.slow),
         pytest.param("window of partitions", torch.float32, 24, marks=pytest.mark.slow),
         pytest.param("window of partitions", torch.bfloat16, 32, marks=pytest.mark.slow),
@@ -250,7 +271,7 @@ def test_a_query_has_the_same_bits_alone_in_any_batch_chunk_page_size_and_number
 
 
 @pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
-@pytest.mark.parametrize(("head_dim", "dtype"), [(20, torch.float32), (20, torch.bfloat16), (64, torch.bfloat16)])
+@pytest.mark.parametrize(("head_dim", "dtype"), [*((20, dtype) for dtype in DTYPES), (64, torch.bfloat16)])
 def test_every_page_size_is_the_references(kernels, page_size, head_dim, dtype):
     """S11: contexts that end before, at and after a page's end."""
     lengths, rows = mixed([(1, page_size - 1), (3, page_size), (1, page_size + 1), (9, 3 * page_size + 2)])
@@ -260,16 +281,17 @@ def test_every_page_size_is_the_references(kernels, page_size, head_dim, dtype):
     assert_close(ours, expected, tolerance_of(sequences.spec, dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int8])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_numbers_that_are_none_stay_in_their_sequence(kernels, bad):
+def test_numbers_that_are_none_stay_in_their_sequence(kernels, bad, dtype):
     """REL-15: one request's NaN is not another's."""
     lengths, rows = mixed([(1, 70), (20, 20), (1, 30)])
     spec = spec_of((4, 2, 16), {})
-    clean = Sequences(spec, lengths).run(kernels, rows)
+    clean = Sequences(spec, lengths).run(kernels, rows, dtype=dtype)
     spoilt = Sequences(spec, lengths)
     spoilt.k[1][3] = bad
     spoilt.v[0][5] = bad
-    ours = spoilt.run(kernels, rows)
+    ours = spoilt.run(kernels, rows, dtype=dtype)
     assert torch.equal(ours[2], clean[2])
     assert not ours[0].isfinite().any()
     assert not ours[1][3:].isfinite().any()
@@ -296,6 +318,24 @@ def test_a_step_without_tokens_computes_nothing(kernels):
     q, k = torch.zeros(0, 2, 16), torch.zeros(0, 1, 16)
     kv = torch.zeros(kernels.kv_shape(2, 16, 1, 16))
     assert kernels.run(q, k, k, kv=kv, spec=spec, plan=kernels.plan(batch)).shape == (0, 2, 16)
+
+
+@pytest.mark.parametrize(("head_dim", "dtype"), [(40, torch.float32), (48, torch.bfloat16)])
+def test_few_long_rows_have_the_bits_of_one_thread(isa, pool_of, head_dim, dtype):
+    """REL-15: with fewer tiles than threads can share evenly, partitions are shared out instead."""
+    lengths, rows = mixed([(1, 1400), (3, 700)])
+    sequences, backend = Sequences(spec_of((3, 1, head_dim), {}), lengths), CpuAttention()
+    with using(pool_of(isa, 1)):
+        expected = sequences.run(backend, rows, dtype=dtype)
+    for threads in (2, 3):
+        for _ in range(8):  # who ends a tile's last partition differs from run to run
+            with using(pool_of(isa, threads)):
+                assert all(map(torch.equal, sequences.run(backend, rows, dtype=dtype), expected))
+
+
+def test_pages_in_a_type_that_the_kernels_do_not_read_are_refused():
+    with pytest.raises(ValueError, match=r"no pages in torch.float16; use float32, bfloat16 or int8"):
+        CpuAttention().kv_shape(4, 16, 1, 16, torch.float16)
 
 
 def test_heads_larger_than_the_kernels_take_are_refused():

@@ -8,6 +8,7 @@ import pytest
 from quire.base.cpu_kernels import BF16_DOTS, are_usable, chosen_instruction_set
 from quire.cli.main import main
 from quire.models.families import FAMILIES
+from quire.models.inspect import inspect_model
 
 NARROW = "bfloat16_dot" if chosen_instruction_set() in BF16_DOTS else "bfloat16"
 LOADED, CACHED = (NARROW, "bfloat16") if are_usable() else ("float32", "float32")
@@ -114,3 +115,19 @@ def test_the_models_own_directory_is_left_as_it_was(copy_of_demo):
     before = sorted(file.name for file in path.iterdir())
     main(["check", str(path)])
     assert sorted(file.name for file in path.iterdir()) == before
+
+
+def test_the_plan_counts_int8_pages_with_their_scales(demo_path, capsys):
+    """S10: numbers of one byte and a scale of four per head, where bfloat16 takes two bytes a number."""
+    plans = []
+    for precision in ("bfloat16", "int8"):
+        assert main(["check", demo_path, "--json", "--kv-cache-dtype", precision]) == 0
+        plans.append(json.loads(capsys.readouterr().out)["memory"]["kv_bytes_per_token"])
+    info = inspect_model(demo_path)
+    assert plans[1] == plans[0] // 2 + sum(2 * layer.num_kv_heads * 4 for layer in info.kv_layers)
+
+
+@pytest.mark.skipif(not are_usable(), reason="without the kernels, pages may be float16")
+def test_pages_that_the_kernels_do_not_read_are_refused_by_name(demo_path, capsys):
+    assert main(["check", demo_path, "--kv-cache-dtype", "float16"]) == 1
+    assert "Set kv_cache_dtype to bfloat16" in capsys.readouterr().out

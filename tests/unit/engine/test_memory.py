@@ -42,6 +42,7 @@ def test_bytes_per_token_follow_the_formula():
     """S10: 2 x layers x kv heads x head size x bytes per number."""
     assert _plan().kv_bytes_per_token == 2 * 2 * 2 * 16 * 4
     assert _plan(kv_dtype="bfloat16").kv_bytes_per_token == 2 * 2 * 2 * 16 * 2
+    assert _plan(kv_dtype="int8").kv_bytes_per_token == 2 * 2 * 2 * (16 + 4)
 
 
 def test_without_a_budget_the_cache_takes_what_full_concurrency_needs():

@@ -123,6 +123,13 @@ def test_a_model_that_torch_computes_is_given_steps_by_torchs_rate():
     assert on_kernels.max_num_batched_tokens > on_torch.max_num_batched_tokens
 
 
+def test_kv_pages_in_a_type_that_the_kernels_do_not_read_are_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match=r"kv_cache_dtype is float16.*Set kv_cache_dtype to bfloat16"):
+        _resolve(WITH_KERNELS, kv_cache_dtype="float16")
+    assert _resolve(CPU, kv_cache_dtype="float16").kv_cache_dtype == "float16"
+    assert _resolve(WITH_KERNELS, kv_cache_dtype="int8").kv_cache_dtype == "int8"
+
+
 def test_prefill_beside_decodes_never_exceeds_the_step():
     assert _resolve(max_num_batched_tokens=64).max_prefill_tokens_mixed == 64
     assert _resolve(max_num_seqs=3000).max_num_batched_tokens == 3000

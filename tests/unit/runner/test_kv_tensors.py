@@ -41,10 +41,10 @@ def info():
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("page_size", [8, 16, 32, 64, 128])
 def test_allocated_bytes_equal_the_arithmetic(dtype, page_size):
-    """S10: 2 x layers x kv heads x head size x bytes per token, to the byte."""
+    """S10: 2 x layers x kv heads x head size x bytes per token, and the scales of int8, to the byte."""
     tensors = pages(dtype, num_pages=5, page_size=page_size)
     allocated = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     assert allocated == kv_bytes(LAYERS, num_pages=5, page_size=page_size, itemsize=dtype.itemsize)
@@ -87,11 +87,20 @@ def test_poison_fills_its_pages_and_no_others():
         assert (layer[:, [0, 2, 3, 5]] == 0).all()
 
 
+def test_poisoned_int8_pages_hold_scales_that_are_nan():
+    """SEC-35"""
+    kv = pages(torch.int8)
+    poison(kv, [1, 4])
+    for layer in kv:
+        assert layer[:, [1, 4]].contiguous().view(torch.float32).isnan().all()
+        assert (layer[:, [0, 2, 3, 5]] == 0).all()
+
+
 def test_a_layout_that_disagrees_with_the_ledger_is_refused():
     class Padded:
         name = "padded"
 
-        def kv_shape(self, num_pages, page_size, num_kv_heads, head_dim):
+        def kv_shape(self, num_pages, page_size, num_kv_heads, head_dim, dtype):
             return (2, num_pages, num_kv_heads, page_size, head_dim + 1)
 
     with pytest.raises(AssertionError, match="padded"):

@@ -108,6 +108,10 @@ inline void store_bf16(uint16_t* p, V16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
 }
 
+inline V16 load_i8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+}
+
 struct I16 {
   __m512i v;
 };
@@ -235,6 +239,12 @@ inline __m256i bf16_bits(__m256 x) {
 inline void store_bf16(uint16_t* p, V16 x) {
   __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(bf16_bits(x.a), bf16_bits(x.b)), 0xd8);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), words);
+}
+
+inline V16 load_i8(const int8_t* p) {
+  __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
 struct I16 {
@@ -387,6 +397,11 @@ inline V16 load_f16(const uint16_t* p) {
 }
 // Rounded as float_to_bf16 does.
 inline void store_bf16(uint16_t* p, V16 a) { QUIRE_EACH p[i] = float_to_bf16(a.x[i]); }
+inline V16 load_i8(const int8_t* p) {
+  V16 r;
+  QUIRE_EACH r.x[i] = float(p[i]);
+  return r;
+}
 struct I16 {
   int32_t x[16];
 };
