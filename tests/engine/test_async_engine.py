@@ -209,7 +209,7 @@ async def test_a_dead_engine_ends_every_open_request_and_refuses_new_ones():
         tasks = [asyncio.create_task(_collect(engine, "story", LONG)) for _ in range(3)]
         while engine.stats.num_running < 3:
             await asyncio.sleep(0.01)
-        engine._client._process.kill()
+        engine._client._process.popen.kill()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, EngineDeadError) for result in results)
         assert not engine.is_alive

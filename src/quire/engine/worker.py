@@ -146,29 +146,30 @@ def main() -> int:
 
 def _serve(link: FrontEndLink, build: Callable[[Callable[[str], None]], tuple[EngineCore, EngineInfo]]) -> int:
     inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
-    loaded = threading.Event()
-    threading.Thread(target=_read_messages, args=(link, inbox.put, loaded), name="inbox", daemon=True).start()
+    settled = threading.Event()
+    threading.Thread(target=_read_messages, args=(link, inbox.put, settled), name="inbox", daemon=True).start()
     try:
         core, info = build(lambda name: link.send(PhaseMessage(name)))
     except QuireError as error:
+        settled.set()  # the front end may leave at this news, and the status is still ours to give
         link.send(StartFailedMessage(type(error).__name__, str(error)))
         return EXIT_START_FAILED
     core.inbox = inbox
-    loaded.set()
+    settled.set()
     gc.freeze()  # what is there now stays: looking through it for garbage would make some step 0.1 s longer
     link.send(ReadyMessage(info))
     core.run(lambda outputs, stats: link.send(StepMessage(outputs, stats)))
     return 0
 
 
-def _read_messages(link: FrontEndLink, put: Callable[[ToEngine], None], loaded: threading.Event) -> None:
+def _read_messages(link: FrontEndLink, put: Callable[[ToEngine], None], settled: threading.Event) -> None:
     """Feed the step loop's inbox; the end of the messages stops the loop, or the process while it still loads."""
     try:
         while (body := link.receive()) is not None:
             put(decode_to_engine(body))
     except (OSError, FrameError) as error:
         logger.error("the front end's messages ended: %s", error)
-    if not loaded.is_set():
+    if not settled.is_set():
         os._exit(0)  # loading cannot be interrupted, and nobody waits for its end
     put(StopMessage())
 
