@@ -27,7 +27,7 @@ struct Job {
 };
 
 // Most rows of a tile: its sums stay in registers, with whole numbers beside them for integers.
-constexpr int most_rows(bool integer) { return kHasManyRegisters && !integer ? 8 : 6; }
+constexpr int most_rows(bool integer) { return kHasManyRegisters ? (integer ? 4 : 8) : 6; }
 
 struct Tiles {
   char* values;
