@@ -20,7 +20,7 @@ CPU_OPERATIONS_PER_SECOND = {
     "reference": 25e9,
 }
 """What one thread does with prompts, by what ops run on: rounded down from measurements."""
-MIXED_SECONDS = 0.15
+MIXED_SECONDS = 0.05
 """What the prompt tokens of a step may take while others decode."""
 ALONE_SECONDS = 1.0
 """What they may take while nobody decodes."""

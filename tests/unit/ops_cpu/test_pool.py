@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from quire.base.cpu_kernels import ISA_VARIABLE, instruction_sets
-from quire.ops.cpu import table
+from quire.ops.cpu import library, table
 from quire.ops.cpu.program import Pool, current_pool, using
 from quire.ops.cpu.weights import PackedMatrix
 
@@ -23,6 +24,13 @@ def product(x, weight):
     matrix = PackedMatrix(*weight.shape, "int8")
     matrix.fill(weight, 0)
     return table.packed_linear(x, matrix, None)
+
+
+def test_a_library_of_other_sources_is_refused_with_the_way_out(monkeypatch):
+    """After an update without a new installation, a function may be missing or a record have another size."""
+    monkeypatch.setattr(library, "open_kernels", lambda: SimpleNamespace(quire_op_bytes=lambda: 1))
+    with pytest.raises(ImportError, match="reinstall quire"):
+        library.load_library.__wrapped__()
 
 
 def test_callers_from_several_threads_do_not_disturb_each_other(pool, random):

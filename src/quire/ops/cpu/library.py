@@ -80,13 +80,18 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
 
 @cache
 def load_library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they were not built."""
+    """The compiled kernels, or None where they were not built.
+
+    Raises:
+        ImportError: they were built from other sources.
+    """
     library = open_kernels()
     if library is None:
         return None
+    is_complete = all(hasattr(library, name) for name in _SIGNATURES)
+    if not is_complete or library.quire_op_bytes() != ctypes.sizeof(OpRecord):
+        raise ImportError(f"{KERNELS_PATH.name} was built from other sources than this quire; reinstall quire")
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if library.quire_op_bytes() != ctypes.sizeof(OpRecord):
-        raise ImportError(f"{KERNELS_PATH.name} was built from other sources than this quire; reinstall quire")
     return library
