@@ -263,6 +263,15 @@ def test_requests_without_a_seed_differ_and_a_rerun_repeats_them():
     assert len({tuple(tokens) for tokens in runs[0]}) > 1
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C as in a terminal; a test run in the background of a script starts with it ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_generation_leaves_a_usable_engine(llm, monkeypatch):
     """REL-17: Ctrl-C in the middle of a step takes effect after it and gives every page back."""
     advance, steps = llm._core.advance, []
