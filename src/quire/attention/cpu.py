@@ -1,8 +1,9 @@
 """Paged attention on the compiled CPU kernels: float32 activations, pages in float32, bfloat16 or int8.
 
 Pages are [2, P, K, S, D] numbers, of which K pages are stored transposed, [D, S]: only this backend reads them. In int8
-a page of a kv head has S x 4 bytes more, the scales of its tokens. The kernel (ops/cpu/csrc/attention.cpp) says how the
-work is cut up and why a query's bits do not depend on its batch.
+a page of a kv head has S x 4 bytes more, the scales of its tokens. On processors that multiply pairs of bfloat16, such
+pages hold pairs, [D / 2, S, 2] and [S / 2, D, 2], if D is a multiple of 16, and queries are rounded to bfloat16. The
+kernel (ops/cpu/csrc/attention.cpp) says how the work is cut up and why a query's bits do not depend on its batch.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pathlib import Path
 
 KERNELS_PATH = Path(__file__).parents[1] / "ops" / "cpu" / "kernels.so"
 ISA_VARIABLE = "QUIRE_CPU_ISA"
-"""Environment variable: the instruction set to use (avx512, avx2, portable), or `reference` for none of them."""
+"""Environment variable: the instruction set to use (a name of `instruction_sets`), or `reference` for none of them."""
 REFERENCE = "reference"
 BF16_DOTS = frozenset({"avx512bf16"})
 """Instruction sets with dot products of bfloat16 pairs: twice the rate of float32."""
