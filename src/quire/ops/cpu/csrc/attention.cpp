@@ -52,6 +52,9 @@ struct Task {
   int64_t row, kv_head, first, count, head, heads;
 };
 
+// The first position of the block that a position is in.
+constexpr int64_t block_of(int64_t position) { return position / kBlock * kBlock; }
+
 // Keys [lowest, end) that some query of a tile sees.
 struct Reach {
   int64_t lowest, end;
@@ -132,25 +135,25 @@ void gather_scales(const RowPages<Page>& pages, int64_t start, int64_t from, int
   }
 }
 
-template <class Page>
-void score(const RowPages<Page>& pages, int64_t start, int64_t known, Tile& t) {
+template <class Page, class Next>
+void score(const RowPages<Page>& pages, int64_t start, int64_t known, Next& next, Tile& t) {
   int lines = int((known + kLanes - 1) / kLanes);
   if (pages.size < kLanes || is_unpacked<Page>(t))
-    score_block<Float32Page>(t, unpacked_lines(pages, start, known, t), lines);
+    score_block<Float32Page>(t, unpacked_lines(pages, start, known, t), lines, next);
   else
-    score_block<Page>(t, lines_in_pages(pages, start, lines), lines);
+    score_block<Page>(t, lines_in_pages(pages, start, lines), lines, next);
 }
 
 // Adds the values of the block's keys [from, known).
-template <class Page>
-void weigh(const RowPages<Page>& pages, int64_t start, int64_t from, int64_t known, Tile& t) {
+template <class Page, class Next>
+void weigh(const RowPages<Page>& pages, int64_t start, int64_t from, int64_t known, Next& next, Tile& t) {
   const typename Page::Type* rows[kBlock];
   for (int64_t i = from; i < known;) {
     int64_t offset = (start + i) % pages.size, stop = std::min(known, i + pages.size - offset);
     const auto* page = pages.at((start + i) / pages.size) + offset * t.head;
     for (; i < stop; ++i, page += t.head) rows[i] = page;
   }
-  if (t.wide == t.head && !is_unpacked<Page>(t)) return add_values<Page>(t, rows, from, known);
+  if (t.wide == t.head && !is_unpacked<Page>(t)) return add_values<Page>(t, rows, from, known, next);
   const float* unpacked[kBlock];
   for (int64_t i = from; i < known; ++i) {
     float* to = t.values + i * t.wide;
@@ -159,7 +162,7 @@ void weigh(const RowPages<Page>& pages, int64_t start, int64_t from, int64_t kno
     for (; d + kLanes <= t.head; d += kLanes) store(to + d, Page::get(rows[i] + d));
     for (; d < t.wide; ++d) to[d] = d < t.head ? Page::one(rows[i][d]) : 0.0f;
   }
-  add_values<Float32Page>(t, unpacked, from, known);
+  add_values<Float32Page>(t, unpacked, from, known, next);
 }
 
 // A block of keys: those [skipped, known) may be looked at, counted from its first.
@@ -167,9 +170,10 @@ struct Block {
   int64_t start, skipped, known;
 };
 
-template <class Page>
-void attend_block(const Job& job, const RowPages<Page>& keys, const RowPages<Page>& values, Block block, Tile& t) {
-  score(keys, block.start, block.known, t);
+template <class Page, class Next>
+void attend_block(const Job& job, const RowPages<Page>& keys, const RowPages<Page>& values, Block block,
+                  Next& next, Tile& t) {
+  score(keys, block.start, block.known, next, t);
   if constexpr (Page::kScaled) {
     gather_scales(keys, block.start, block.skipped, block.known, t.key_scales);
     scale_scores(t, t.key_scales);
@@ -179,30 +183,51 @@ void attend_block(const Job& job, const RowPages<Page>& keys, const RowPages<Pag
     gather_scales(values, block.start, block.skipped, block.known, t.value_scales);
     scale_scores(t, t.value_scales);
   }
-  weigh(values, block.start, block.skipped, block.known, t);
+  weigh(values, block.start, block.skipped, block.known, next, t);
 }
 
 #if defined(__AVX512BF16__)
+template <class Next>
 void attend_block(const Job& job, const RowPages<PairPage>& keys, const RowPages<PairPage>& values, Block block,
-                  Tile& t) {
-  score_pairs_of(keys, block.start, block.known, t);
+                  Next& next, Tile& t) {
+  score_pairs_of(keys, block.start, block.known, next, t);
   softmax_block<PairWeights>(job, t, block.start);
-  weigh_pairs(values, block.start, block.skipped, block.known, t);
+  weigh_pairs(values, block.start, block.skipped, block.known, next, t);
 }
 #endif
 
 template <class Page>
-void attend_partition(const Job& job, const Plan& plan, const Task& task, int64_t partition, Tile& t) {
+NextBlock<Page> next_block(const Job& job, const Plan& plan, const Task& task, int64_t start, int64_t end) {
+  return {row_pages<Page>(job, plan, task.row, task.kv_head, false),
+          row_pages<Page>(job, plan, task.row, task.kv_head, true), start, std::min(kBlock, end - start)};
+}
+
+// `then`: the task that this thread goes on with, or null.
+template <class Page>
+void attend_partition(const Job& job, const Plan& plan, const Task& task, int64_t partition, Tile& t,
+                      const Task* then = nullptr) {
   RowPages<Page> keys = row_pages<Page>(job, plan, task.row, task.kv_head, false);
   RowPages<Page> values = row_pages<Page>(job, plan, task.row, task.kv_head, true);
   Reach reach = reach_of(job, plan, task);
   int64_t begin = partition * kPartition, stop = std::min(begin + kPartition, reach.end);
-  start_partition(t);
-  for (int64_t start = std::max(begin, reach.lowest / kBlock * kBlock); start < stop; start += kBlock) {
-    int64_t known = std::min(kBlock, reach.end - start);
-    int64_t skipped = std::max<int64_t>(0, reach.lowest - start);
+  // Few rows wait for memory; many compute so long with a block that the next one comes in time.
+  bool fetches = t.rows <= kRegisterRows && plan.page_size % kLanes == 0;
+  auto with = [&](int64_t start, auto next) {
     // Nobody in the tile sees keys before the window: values there are not read, though their weight would be 0.
-    attend_block(job, keys, values, {start, skipped, known}, t);
+    Block block{start, std::max<int64_t>(0, reach.lowest - start), std::min(kBlock, reach.end - start)};
+    attend_block(job, keys, values, block, next, t);
+    next.finish();
+  };
+  start_partition(t);
+  for (int64_t start = std::max(begin, block_of(reach.lowest)); start < stop; start += kBlock) {
+    if (fetches && start + kBlock < reach.end) {
+      with(start, next_block<Page>(job, plan, task, start + kBlock, reach.end));
+    } else if (fetches && then) {
+      Reach other = reach_of(job, plan, *then);
+      with(start, next_block<Page>(job, plan, *then, block_of(other.lowest), other.end));
+    } else {
+      with(start, NoBlock());
+    }
   }
   end_partition(t);
 }
@@ -219,12 +244,12 @@ void write_result(const Job& job, const Plan& plan, const Task& task, const Tile
 }
 
 template <class Page>
-void attend(const Job& job, const Plan& plan, const Task& task, Tile& t) {
+void attend(const Job& job, const Plan& plan, const Task& task, Tile& t, const Task* then = nullptr) {
   load_queries<Page>(job, plan, task, t);
   start_tile(t);
   Reach reach = reach_of(job, plan, task);
   for (int64_t i = 0; i < reach.partitions(); ++i) {
-    attend_partition<Page>(job, plan, task, reach.first_partition() + i, t);
+    attend_partition<Page>(job, plan, task, reach.first_partition() + i, t, then);
     merge(t, {t.sums, t.top, t.total});
   }
   write_result(job, plan, task, t);
@@ -255,6 +280,38 @@ struct Cut {
             std::min(heads, group - skipped)};
   }
 };
+
+// The rows with one query, some at a time for one kv head after the other: rows that share the pages of a prefix then
+// find them in the cache, and a thread knows what it attends to next.
+struct Decodes {
+  int64_t rows = 0, lanes, per_task;
+
+  Decodes(const Plan& plan, const Cut& cut, int64_t threads) : lanes(cut.lanes) {
+    for (int64_t row = 0; row < plan.num_rows; ++row) rows += plan.query_lens[row] == 1;
+    per_task = std::clamp<int64_t>(rows * lanes / (12 * threads), 1, 8);
+  }
+  int64_t spans() const { return (rows + per_task - 1) / per_task; }
+  int64_t tasks() const { return spans() * lanes; }
+};
+
+int64_t next_decode(const Plan& plan, int64_t row) {
+  while (row < plan.num_rows && plan.query_lens[row] != 1) ++row;
+  return row;
+}
+
+template <class Page>
+void attend_decodes(const Job& job, const Plan& plan, const Cut& cut, const Decodes& decodes, int64_t index, Tile& t) {
+  int64_t lane = index / decodes.spans(), first = index % decodes.spans() * decodes.per_task;
+  int64_t row = next_decode(plan, 0), count = std::min(decodes.per_task, decodes.rows - first);
+  for (; first > 0; --first) row = next_decode(plan, row + 1);
+  for (; count > 1; --count) {
+    int64_t following = next_decode(plan, row + 1);
+    Task then = cut.task(following, 1, lane);
+    attend<Page>(job, plan, cut.task(row, 1, lane), t, &then);
+    row = following;
+  }
+  attend<Page>(job, plan, cut.task(row, 1, lane), t);
+}
 
 // How many of its partitions each task has done, at the beginning of the shared scratch.
 using Done = std::atomic<int32_t>;
@@ -349,16 +406,20 @@ int64_t run(const Job& job, const Context& c) {
   Cut cut(job);
   CutTasks few;
   if (few.find(job, c, cut)) return attend_cut<Page>(job, c, few, tile);
-  int64_t total = 0, before = 0;
-  for (int64_t row = 0; row < plan.num_rows; ++row) total += cut.tiles(plan.query_lens[row]) * cut.lanes;
-  int64_t task = c.take(total);
-  // Rows from the last to the first: chunks of prompts, the largest tasks, mostly come behind the decodes.
-  for (int64_t row = plan.num_rows - 1; row >= 0 && task >= 0; --row) {
+  Decodes decodes(plan, cut, c.threads);
+  int64_t prompts = 0;
+  for (int64_t row = 0; row < plan.num_rows; ++row)
+    if (plan.query_lens[row] > 1) prompts += cut.tiles(plan.query_lens[row]) * cut.lanes;
+  int64_t total = prompts + decodes.tasks(), before = 0, task = c.take(total);
+  // Prompts first: their tasks are the largest.
+  for (int64_t row = plan.num_rows - 1; row >= 0 && task >= 0 && task < prompts; --row) {
+    if (plan.query_lens[row] <= 1) continue;
     int64_t tasks = cut.tiles(plan.query_lens[row]) * cut.lanes;
     for (; task >= 0 && task < before + tasks; task = c.take(total))
       attend<Page>(job, plan, cut.task(row, plan.query_lens[row], task - before), tile);
     before += tasks;
   }
+  for (; task >= 0; task = c.take(total)) attend_decodes<Page>(job, plan, cut, decodes, task - prompts, tile);
   return total;
 }
 

@@ -13,6 +13,7 @@ namespace QUIRE_ISA {
 
 struct PairPage {
   using Type = uint16_t;
+  static constexpr int64_t kNumbersAcross = 2;
   static constexpr bool kScaled = false;
 };
 
@@ -40,12 +41,13 @@ inline void load_query(PairPage, const Job& job, const float* q, int r, Tile& t)
 }
 
 // scores[row][key] = q . k for R rows and L lines of keys; line l's pair i of d is at keys[l] + i * stride.
-template <int R, int L>
-void score_pairs(const int32_t* q, int64_t pairs, const uint16_t* const* keys, int64_t stride, float* scores) {
+template <int R, int L, class Next>
+void score_pairs(const int32_t* q, int64_t pairs, const uint16_t* const* keys, int64_t stride, float* scores, Next& next) {
   V16 sums[R][L];
   for (int r = 0; r < R; ++r)
     for (int l = 0; l < L; ++l) sums[r][l] = zero();
   for (int64_t i = 0; i < pairs; ++i, q += R) {
+    next.key();
     P32 lines[L];
     for (int l = 0; l < L; ++l) lines[l] = load_bf16_line(keys[l] + i * stride);
     for (int r = 0; r < R; ++r)
@@ -55,16 +57,16 @@ void score_pairs(const int32_t* q, int64_t pairs, const uint16_t* const* keys, i
     for (int l = 0; l < L; ++l) store(scores + r * kBlock + l * kLanes, sums[r][l]);
 }
 
-template <int L = kBlockLines>
-void score_pair_lines(Tile& t, int lines, const uint16_t* const* keys, int64_t stride) {
+template <class Next, int L = kBlockLines>
+void score_pair_lines(Tile& t, int lines, const uint16_t* const* keys, int64_t stride, Next& next) {
   if (lines != L) {
-    if constexpr (L > 1) score_pair_lines<L - 1>(t, lines, keys, stride);
+    if constexpr (L > 1) score_pair_lines<Next, L - 1>(t, lines, keys, stride, next);
     return;
   }
   for (int r = 0; r < t.rows; r += kRegisterRows)
     as_constant(t.rows - r, [&](auto rows) {
       const int32_t* q = reinterpret_cast<const int32_t*>(t.q) + r * (t.head / 2);
-      score_pairs<rows.value, L>(q, t.head / 2, keys, stride, t.scores + r * kBlock);
+      score_pairs<rows.value, L>(q, t.head / 2, keys, stride, t.scores + r * kBlock, next);
     });
 }
 
@@ -84,7 +86,8 @@ inline const uint16_t* gathered_pairs(const RowPages<PairPage>& pages, int64_t s
   return reinterpret_cast<const uint16_t*>(words);
 }
 
-inline void score_pairs_of(const RowPages<PairPage>& pages, int64_t start, int64_t known, Tile& t) {
+template <class Next>
+void score_pairs_of(const RowPages<PairPage>& pages, int64_t start, int64_t known, Next& next, Tile& t) {
   const uint16_t* keys[kBlockLines];
   int lines = int((known + kLanes - 1) / kLanes);
   for (int l = 0; l < lines; ++l) {
@@ -92,7 +95,7 @@ inline void score_pairs_of(const RowPages<PairPage>& pages, int64_t start, int64
     keys[l] = pages.size >= kLanes ? pages.at(position / pages.size) + position % pages.size * 2
                                    : gathered_pairs(pages, start, known, l, t);
   }
-  score_pair_lines(t, lines, keys, 2 * std::max<int64_t>(pages.size, kLanes));
+  score_pair_lines(t, lines, keys, 2 * std::max<int64_t>(pages.size, kLanes), next);
 }
 
 // Weights in bfloat16, by an exponential that is as good as they are.
@@ -122,13 +125,14 @@ struct ValuePairs {
 };
 
 // sums[row][d..] = sums * change + weights[row] . v over the keys in order, for R rows and L lines of d.
-template <int R, int L>
-void add_value_pairs(const Tile& t, const ValuePairs& values, int first, int64_t d, float* sums) {
+template <int R, int L, class Next>
+void add_value_pairs(const Tile& t, const ValuePairs& values, int first, int64_t d, float* sums, Next& next) {
   V16 acc[R][L];
   for (int r = 0; r < R; ++r)
     for (int l = 0; l < L; ++l) acc[r][l] = load(sums + r * t.wide + l * kLanes) * splat(t.change[first + r]);
   const uint16_t* weights = t.weights + first * kBlock;
   auto add = [&](int64_t pair, bool even, bool odd) {
+    next.value();
     P32 lines[L];
     for (int l = 0; l < L; ++l) {
       lines[l] = load_bf16_line(values.at[pair] + 2 * (d + l * kLanes));
@@ -148,7 +152,8 @@ void add_value_pairs(const Tile& t, const ValuePairs& values, int first, int64_t
     for (int l = 0; l < L; ++l) store(sums + r * t.wide + l * kLanes, acc[r][l]);
 }
 
-inline void weigh_pairs(const RowPages<PairPage>& pages, int64_t start, int64_t from, int64_t known, Tile& t) {
+template <class Next>
+void weigh_pairs(const RowPages<PairPage>& pages, int64_t start, int64_t from, int64_t known, Next& next, Tile& t) {
   ValuePairs values{{}, from, known};
   for (int64_t i = from / 2; 2 * i < known; ++i) {
     int64_t position = start + 2 * i;
@@ -158,8 +163,8 @@ inline void weigh_pairs(const RowPages<PairPage>& pages, int64_t start, int64_t 
     as_constant(t.rows - r, [&](auto rows) {
       float* sums = t.sums + r * t.wide;
       int64_t d = 0;
-      for (; d + 4 * kLanes <= t.head; d += 4 * kLanes) add_value_pairs<rows.value, 4>(t, values, r, d, sums + d);
-      for (; d < t.head; d += kLanes) add_value_pairs<rows.value, 1>(t, values, r, d, sums + d);
+      for (; d + 4 * kLanes <= t.head; d += 4 * kLanes) add_value_pairs<rows.value, 4>(t, values, r, d, sums + d, next);
+      for (; d < t.head; d += kLanes) add_value_pairs<rows.value, 1>(t, values, r, d, sums + d, next);
     });
 }
 

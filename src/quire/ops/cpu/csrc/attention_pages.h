@@ -7,6 +7,7 @@
 // with scale = (largest magnitude of the head's D numbers) / 127, or NaN where one of them is infinite or NaN.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "op.h"
@@ -32,6 +33,7 @@ enum PageFormat : int64_t { kFloat32Pages, kBfloat16Pages, kInt8Pages };
 
 struct Float32Page {
   using Type = float;
+  static constexpr int64_t kNumbersAcross = 1;  // of a token in a line of keys
   static constexpr bool kScaled = false;
   static V16 get(const float* p) { return load(p); }
   static float one(float x) { return x; }
@@ -39,6 +41,7 @@ struct Float32Page {
 };
 struct Bfloat16Page {
   using Type = uint16_t;
+  static constexpr int64_t kNumbersAcross = 1;
   static constexpr bool kScaled = false;
   static V16 get(const uint16_t* p) { return load_bf16(p); }
   static float one(uint16_t x) { return bf16_to_float(x); }
@@ -47,6 +50,7 @@ struct Bfloat16Page {
 
 struct Int8Page {
   using Type = int8_t;
+  static constexpr int64_t kNumbersAcross = 1;
   static constexpr bool kScaled = true;
   static V16 get(const int8_t* p) { return load_i8(p); }
   static float one(int8_t x) { return float(x); }
@@ -89,6 +93,48 @@ RowPages<Page> row_pages(const Job& job, const Plan& plan, int64_t row, int64_t 
   return {job.kv + kv_head * bytes + (values ? all : 0), job.kv_heads * bytes, plan.page_size, job.head,
           plan.page_tables + row * plan.table_stride};
 }
+
+// The block of keys and values that a thread reads next, fetched step by step, keys while this block's keys are read and
+// values while its values are: memory then works all the time. Pages lie anywhere, and what the processor fetches by
+// itself ends with a page.
+template <class Page>
+class NextBlock {
+ public:
+  // Of `count` keys from position `start` on. For pages of whole chunks.
+  NextBlock(const RowPages<Page>& k, const RowPages<Page>& v, int64_t start, int64_t count)
+      : key_step_(kBytes / kLanes * k.size), steps_(k.head / Page::kNumbersAcross) {
+    for (int i = 0; i < kChunks; ++i) {
+      int64_t position = start + std::min<int64_t>(i, (count - 1) / kLanes) * kLanes, offset = position % k.size;
+      keys_[i] = reinterpret_cast<const char*>(k.at(position / k.size)) + offset / kLanes * kBytes;
+      values_[i] = reinterpret_cast<const char*>(v.at(position / v.size) + offset * v.head);
+    }
+  }
+  void key() { step(keys_, key_step_, keys_done_); }
+  void value() { step(values_, kBytes, values_done_); }
+  void finish() {
+    while (keys_done_ < steps_) key();
+    while (values_done_ < steps_) value();
+  }
+
+ private:
+  static constexpr int kChunks = 4;  // of sixteen keys
+  static constexpr int64_t kBytes = kLanes * int64_t(sizeof(typename Page::Type)) * Page::kNumbersAcross;
+
+  void step(const char* const* at, int64_t size, int64_t& done) const {
+    if (done == steps_) return;
+    for (int chunk = 0; chunk < kChunks; ++chunk) __builtin_prefetch(at[chunk] + done * size);
+    ++done;
+  }
+
+  const char *keys_[kChunks], *values_[kChunks];
+  int64_t key_step_, steps_, keys_done_ = 0, values_done_ = 0;
+};
+// Where nothing is to be fetched.
+struct NoBlock {
+  void key() {}
+  void value() {}
+  void finish() {}
+};
 
 // Puts one head's numbers of the token `at` into its page.
 template <class Page>

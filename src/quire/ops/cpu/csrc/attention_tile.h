@@ -74,8 +74,8 @@ struct KeyLines {
 };
 
 // scores[row][key] = q . k for R rows and L lines of keys.
-template <class Page, int R, int L>
-void score_tile(const float* q, int64_t head, const KeyLines<Page>& keys, int first, float* scores) {
+template <class Page, int R, int L, class Next>
+void score_tile(const float* q, int64_t head, const KeyLines<Page>& keys, int first, float* scores, Next& next) {
   // The sums stay in registers only if every loop over them is unrolled; the compiler is told so.
   V16 sums[R][L];
   const typename Page::Type* at[L];
@@ -87,6 +87,7 @@ void score_tile(const float* q, int64_t head, const KeyLines<Page>& keys, int fi
   }
   int64_t stride = keys.stride;
   for (int64_t d = 0; d < head; ++d, q += R) {
+    next.key();
     V16 lines[L];
 #pragma GCC unroll 8
     for (int l = 0; l < L; ++l) lines[l] = Page::get(at[l] + d * stride);
@@ -104,8 +105,8 @@ void score_tile(const float* q, int64_t head, const KeyLines<Page>& keys, int fi
 }
 
 // Scores of all rows against the first `count` lines; of three the fourth is computed too.
-template <class Page>
-void score_block(Tile& t, const KeyLines<Page>& keys, int count) {
+template <class Page, class Next>
+void score_block(Tile& t, const KeyLines<Page>& keys, int count, Next& next) {
   for (int r = 0; r < t.rows; r += kRegisterRows) {
     as_constant(t.rows - r, [&](auto rows) {
       constexpr int R = rows.value, most = lines_at_once<Page>(R);
@@ -113,24 +114,25 @@ void score_block(Tile& t, const KeyLines<Page>& keys, int count) {
       float* scores = t.scores + r * kBlock;
       int line = 0;
       if constexpr (most == 4)
-        for (; line + 2 < count; line += 4) score_tile<Page, R, 4>(q, t.head, keys, line, scores);
+        for (; line + 2 < count; line += 4) score_tile<Page, R, 4>(q, t.head, keys, line, scores, next);
       if constexpr (most >= 2)
-        for (; line + 1 < count; line += 2) score_tile<Page, R, 2>(q, t.head, keys, line, scores);
-      for (; line < count; ++line) score_tile<Page, R, 1>(q, t.head, keys, line, scores);
+        for (; line + 1 < count; line += 2) score_tile<Page, R, 2>(q, t.head, keys, line, scores, next);
+      for (; line < count; ++line) score_tile<Page, R, 1>(q, t.head, keys, line, scores, next);
     });
   }
 }
 
 // sums[row][d..] = sums * change + weight[row] . v over `count` keys, for R rows and L lines of d.
-template <class Page, int R, int L>
+template <class Page, int R, int L, class Next>
 void value_tile(const float* weights, const float* change, const typename Page::Type* const* values, int64_t count,
-                int64_t d, float* sums, int64_t wide) {
+                int64_t d, float* sums, int64_t wide, Next& next) {
   V16 acc[R][L];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
     for (int l = 0; l < L; ++l) acc[r][l] = load(sums + r * wide + d + l * kLanes) * splat(change[r]);
   for (int64_t key = 0; key < count; ++key, ++weights) {
+    next.value();
     const typename Page::Type* value = values[key] + d;
     V16 lines[L];
 #pragma GCC unroll 8
@@ -149,8 +151,8 @@ void value_tile(const float* weights, const float* change, const typename Page::
 }
 
 // Adds the values of a block's keys [from, to), each `wide` numbers, by the weights that softmax_block left.
-template <class Page>
-void add_values(Tile& t, const typename Page::Type* const* values, int64_t from, int64_t to) {
+template <class Page, class Next>
+void add_values(Tile& t, const typename Page::Type* const* values, int64_t from, int64_t to, Next& next) {
   for (int r = 0; r < t.rows; r += kRegisterRows) {
     as_constant(t.rows - r, [&](auto rows) {
       constexpr int R = rows.value, most = lines_at_once<Page>(R);
@@ -160,11 +162,11 @@ void add_values(Tile& t, const typename Page::Type* const* values, int64_t from,
       const typename Page::Type* const* first = values + from;
       if constexpr (most == 4)
         for (; d + 4 * kLanes <= t.wide; d += 4 * kLanes)
-          value_tile<Page, R, 4>(weights, change, first, count, d, sums, t.wide);
+          value_tile<Page, R, 4>(weights, change, first, count, d, sums, t.wide, next);
       if constexpr (most >= 2)
         for (; d + 2 * kLanes <= t.wide; d += 2 * kLanes)
-          value_tile<Page, R, 2>(weights, change, first, count, d, sums, t.wide);
-      for (; d < t.wide; d += kLanes) value_tile<Page, R, 1>(weights, change, first, count, d, sums, t.wide);
+          value_tile<Page, R, 2>(weights, change, first, count, d, sums, t.wide, next);
+      for (; d < t.wide; d += kLanes) value_tile<Page, R, 1>(weights, change, first, count, d, sums, t.wide, next);
     });
   }
 }
