@@ -38,10 +38,11 @@ inline Share share_of(int64_t count, int64_t part, int64_t parts) {
   return {count * part / parts, count * (part + 1) / parts};
 }
 
-// Calls work(index) for each of `count` rows, shared out evenly; returns the number of tasks.
+// Calls work(index) for each of `count` rows, shared out evenly; returns the number of tasks. Many rows are more tasks
+// than threads, so that one which the system holds up leaves little to wait for.
 template <class Work>
 int64_t each_row(const Context& c, int64_t count, Work work) {
-  int64_t parts = count < c.threads ? count : c.threads;
+  int64_t most = count < 64 ? c.threads : 4 * int64_t(c.threads), parts = count < most ? count : most;
   for (int64_t part = c.take(parts); part >= 0; part = c.take(parts)) {
     Share share = share_of(count, part, parts);
     for (int64_t row = share.from; row < share.to; ++row) work(row);

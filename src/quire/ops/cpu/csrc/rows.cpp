@@ -20,13 +20,23 @@ struct Rows {
   int64_t at(int64_t row) const { return row / group * stride + row % group * inner; }
 };
 
-float sum_of_squares(const float* x, int64_t n) {
-  V16 sum = zero();
-  for (int64_t i = 0; i < n; i += kLanes) {
-    V16 v = load_part(x + i, n - i);
-    sum = fma(v, v, sum);
-  }
-  return sum_of(sum);
+// Calls work(i, count) for lines of n numbers; all but the last are known to be whole.
+template <class Work>
+void each_line(int64_t n, Work work) {
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) work(i, int64_t(kLanes));
+  if (i < n) work(i, n - i);
+}
+
+// The sum of term(i, count) over the lines of n numbers, in four chains: one would wait for every addition.
+template <class Term>
+float sum_of_lines(int64_t n, Term term) {
+  V16 sums[4] = {zero(), zero(), zero(), zero()};
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (int j = 0; j < 4; ++j) sums[j] = sums[j] + term(i + j * kLanes, int64_t(kLanes));
+  for (int j = 0; i < n; i += kLanes, ++j) sums[j] = sums[j] + term(i, n - i);
+  return sum_of((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
 enum Kind : int64_t { kSilu, kRelu, kGelu, kGeluTanh, kGeluQuick };
@@ -41,20 +51,23 @@ V16 gelu(V16 x) {
 
 V16 sigmoid(V16 x) { return splat(1.0f) / (splat(1.0f) + exp(zero() - x)); }
 
-V16 activated(V16 x, int64_t kind) {
+// Calls `with` with the function of that kind.
+template <class With>
+void with_activation(int64_t kind, With with) {
   switch (kind) {
     case kSilu:
-      return x * sigmoid(x);
+      return with([](V16 x) { return x * sigmoid(x); });
     case kRelu:
-      return max(zero(), x);
+      return with([](V16 x) { return max(zero(), x); });
     case kGelu:
-      return gelu(x);
-    case kGeluTanh: {
-      V16 inner = splat(0.79788456080286536f) * fma(splat(0.044715f) * x * x, x, x);
-      return splat(0.5f) * x * (splat(1.0f) + tanh(inner));
-    }
+      return with([](V16 x) { return gelu(x); });
+    case kGeluTanh:
+      return with([](V16 x) {
+        V16 inner = splat(0.79788456080286536f) * fma(splat(0.044715f) * x * x, x, x);
+        return splat(0.5f) * x * (splat(1.0f) + tanh(inner));
+      });
     default:
-      return x * sigmoid(splat(1.702f) * x);
+      return with([](V16 x) { return x * sigmoid(splat(1.702f) * x); });
   }
 }
 
@@ -89,7 +102,7 @@ int64_t embedding(const Op& op, const Context& c) {
     float* out = output(op, 2) + t * op.n[2];
     if (format < 0) {  // a plain table of rows
       const float* from = input(op, 1) + row * size;
-      for (int64_t i = 0; i < size; i += kLanes) store_part(out + i, load_part(from + i, size - i) * scale, size - i);
+      each_line(size, [&](int64_t i, int64_t count) { store_part(out + i, load_part(from + i, count) * scale, count); });
       return;
     }
     const char* panel = static_cast<const char*>(op.p[1]) + row / kPanel * panel_bytes(format, size);
@@ -110,13 +123,19 @@ int64_t rms_norm(const Op& op, const Context& c) {
     if (op.p[1]) {
       const float* residual = input(op, 1) + row * size;
       float* sum = output(op, 4) + row * size;
-      for (int64_t i = 0; i < size; i += kLanes)
-        store_part(sum + i, load_part(x + i, size - i) + load_part(residual + i, size - i), size - i);
+      each_line(size, [&](int64_t i, int64_t count) {
+        store_part(sum + i, load_part(x + i, count) + load_part(residual + i, count), count);
+      });
       x = sum;
     }
-    V16 factor = splat(1.0f / std::sqrt(sum_of_squares(x, size) / float(size) + op.f[0]));
-    for (int64_t i = 0; i < size; i += kLanes)
-      store_part(out + i, load_part(x + i, size - i) * factor * (load_part(weight + i, size - i) + one), size - i);
+    float squares = sum_of_lines(size, [&](int64_t i, int64_t count) {
+      V16 v = load_part(x + i, count);
+      return v * v;
+    });
+    V16 factor = splat(1.0f / std::sqrt(squares / float(size) + op.f[0]));
+    each_line(size, [&](int64_t i, int64_t count) {
+      store_part(out + i, load_part(x + i, count) * factor * (load_part(weight + i, count) + one), count);
+    });
   });
 }
 
@@ -127,18 +146,23 @@ int64_t layer_norm(const Op& op, const Context& c) {
   return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float* x = input(op, 0) + from.at(row);
     float* out = output(op, 3) + to.at(row);
-    V16 total = zero();
-    for (int64_t i = 0; i < size; i += kLanes) total = total + load_part(x + i, size - i);
-    float mean = sum_of(total) / float(size);
-    float squares = 0;
-    for (int64_t i = 0; i < size; ++i) squares += (x[i] - mean) * (x[i] - mean);
+    float mean = sum_of_lines(size, [&](int64_t i, int64_t count) { return load_part(x + i, count); }) / float(size);
+    float squares = sum_of_lines(size, [&](int64_t i, int64_t count) {
+      V16 away = load_part(x + i, count) - splat(mean);
+      if (count < kLanes) {  // lanes past the last number are as far from the mean as 0 is, and do not count
+        float lanes[kLanes] = {};
+        store_part(lanes, away, count);
+        away = load(lanes);
+      }
+      return away * away;
+    });
     V16 factor = splat(1.0f / std::sqrt(squares / float(size) + op.f[0]));
-    for (int64_t i = 0; i < size; i += kLanes) {
-      V16 y = (load_part(x + i, size - i) - splat(mean)) * factor;
-      if (op.p[1]) y = y * load_part(input(op, 1) + i, size - i);
-      if (op.p[2]) y = y + load_part(input(op, 2) + i, size - i);
-      store_part(out + i, y, size - i);
-    }
+    each_line(size, [&](int64_t i, int64_t count) {
+      V16 y = (load_part(x + i, count) - splat(mean)) * factor;
+      if (op.p[1]) y = y * load_part(input(op, 1) + i, count);
+      if (op.p[2]) y = y + load_part(input(op, 2) + i, count);
+      store_part(out + i, y, count);
+    });
   });
 }
 
@@ -158,13 +182,12 @@ int64_t rope(const Op& op, const Context& c) {
           out[2 * i + 1] = b * cos[i] + a * sin[i];
         }
       } else {
-        for (int64_t i = 0; i < pairs; i += kLanes) {
-          int64_t left = pairs - i;
+        each_line(pairs, [&](int64_t i, int64_t left) {
           V16 a = load_part(x + i, left), b = load_part(x + pairs + i, left);
           V16 co = load_part(cos + i, left), si = load_part(sin + i, left);
           store_part(out + i, a * co - b * si, left);
           store_part(out + pairs + i, b * co + a * si, left);
-        }
+        });
       }
       for (int64_t i = 2 * pairs; i < size; ++i) out[i] = x[i];
     }
@@ -174,23 +197,26 @@ int64_t rope(const Op& op, const Context& c) {
 // p x, out; n size, kind, x stride, out stride.
 int64_t activation(const Op& op, const Context& c) {
   return each_row(c, c.tokens * op.rows, [&](int64_t row) {
-    for (int64_t i = 0; i < op.n[0]; i += kLanes) {
-      int64_t left = op.n[0] - i;
-      V16 x = load_part(input(op, 0) + row * op.n[2] + i, left);
-      store_part(output(op, 1) + row * op.n[3] + i, activated(x, op.n[1]), left);
-    }
+    const float* x = input(op, 0) + row * op.n[2];
+    float* out = output(op, 1) + row * op.n[3];
+    with_activation(op.n[1], [&](auto activated) {
+      each_line(op.n[0], [&](int64_t i, int64_t count) {
+        store_part(out + i, activated(load_part(x + i, count)), count);
+      });
+    });
   });
 }
 
 // p x = gate | up, out; n size F, kind, x stride, out stride.
 int64_t gated_activation(const Op& op, const Context& c) {
   return each_row(c, c.tokens * op.rows, [&](int64_t row) {
-    const float* gate = input(op, 0) + row * op.n[2];
-    for (int64_t i = 0; i < op.n[0]; i += kLanes) {
-      int64_t left = op.n[0] - i;
-      V16 y = activated(load_part(gate + i, left), op.n[1]) * load_part(gate + op.n[0] + i, left);
-      store_part(output(op, 1) + row * op.n[3] + i, y, left);
-    }
+    const float *gate = input(op, 0) + row * op.n[2], *up = gate + op.n[0];
+    float* out = output(op, 1) + row * op.n[3];
+    with_activation(op.n[1], [&](auto activated) {
+      each_line(op.n[0], [&](int64_t i, int64_t count) {
+        store_part(out + i, activated(load_part(gate + i, count)) * load_part(up + i, count), count);
+      });
+    });
   });
 }
 
@@ -200,8 +226,10 @@ int64_t softcap(const Op& op, const Context& c) {
   V16 cap = splat(op.f[0]);
   return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float* x = input(op, 0) + row * size;
-    for (int64_t i = 0; i < size; i += kLanes)
-      store_part(output(op, 1) + row * size + i, cap * tanh(load_part(x + i, size - i) / cap), size - i);
+    float* out = output(op, 1) + row * size;
+    each_line(size, [&](int64_t i, int64_t count) {
+      store_part(out + i, cap * tanh(load_part(x + i, count) / cap), count);
+    });
   });
 }
 
@@ -210,8 +238,10 @@ int64_t add(const Op& op, const Context& c) {
   int64_t size = op.n[0];
   return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float *x = input(op, 0) + row * size, *y = input(op, 1) + row * size;
-    for (int64_t i = 0; i < size; i += kLanes)
-      store_part(output(op, 2) + row * size + i, load_part(x + i, size - i) + load_part(y + i, size - i), size - i);
+    float* out = output(op, 2) + row * size;
+    each_line(size, [&](int64_t i, int64_t count) {
+      store_part(out + i, load_part(x + i, count) + load_part(y + i, count), count);
+    });
   });
 }
 
