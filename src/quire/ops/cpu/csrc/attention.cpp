@@ -67,11 +67,14 @@ Reach reach_of(const Job& job, const Plan& plan, const Task& task) {
   return {job.window ? std::max<int64_t>(0, base - job.window + 1) : 0, base + task.count};
 }
 
+// The rows' queries: numbers of the rows that share registers lie side by side.
 template <class Page>
-void load_query(Page, const Job& job, const float* q, int r, Tile& t) {
-  int first_row = r / kRegisterRows * kRegisterRows, side = std::min(kRegisterRows, t.rows - first_row);
-  float* place = t.q + first_row * job.head + (r - first_row);
-  for (int64_t d = 0; d < job.head; ++d) place[d * side] = q[d] * job.scale;
+void place_queries(Page, const Job& job, const float* const* q, Tile& t) {
+  for (int r = 0; r < t.rows; ++r) {
+    int first_row = r / kRegisterRows * kRegisterRows, side = std::min(kRegisterRows, t.rows - first_row);
+    float* place = t.q + first_row * job.head + (r - first_row);
+    for (int64_t d = 0; d < job.head; ++d) place[d * side] = q[r][d] * job.scale;
+  }
 }
 
 template <class Page>
@@ -81,13 +84,14 @@ void load_queries(const Job& job, const Plan& plan, const Task& task, Tile& t) {
   t.head = job.head;
   t.wide = (job.head + kLanes - 1) / kLanes * kLanes;
   t.rows = int(task.count * task.heads);
+  const float* q[kTileRows];
   for (int r = 0; r < t.rows; ++r) {
     int64_t query = r / task.heads, head = task.head + r % task.heads;
-    const float* q = job.q + (token + query) * job.q_stride + head * job.head;
-    load_query(Page(), job, q, r, t);
+    q[r] = job.q + (token + query) * job.q_stride + head * job.head;
     t.position[r] = base + query;
     t.slope[r] = job.slopes ? job.slopes[head] : 0.0f;
   }
+  place_queries(Page(), job, q, t);
 }
 
 // Whether a tile reads a block's numbers so often that they are better turned into float32 once.

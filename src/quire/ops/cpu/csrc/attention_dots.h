@@ -22,21 +22,25 @@ inline void write_heads(PairPage, const float* k, const float* v, int64_t head, 
                         int64_t at) {
   uint16_t k_bits[kLanes], v_bits[kLanes], *value = reinterpret_cast<uint16_t*>(values) + at / 2 * head * 2 + at % 2;
   for (int64_t d = 0; d < head; d += kLanes) {
-    store_bf16(k_bits, load(k + d));
-    store_bf16(v_bits, load(v + d));
+    store_words(k_bits, bf16_words(load(k + d)));
+    store_words(v_bits, bf16_words(load(v + d)));
     for (int64_t i = 0; i < kLanes; i += 2) std::memcpy(keys + 4 * (at + (d + i) / 2 * size), k_bits + i, 4);
     for (int64_t i = 0; i < kLanes; ++i) value[2 * (d + i)] = v_bits[i];
   }
 }
 
-// Row r's query: pairs of the rows that share registers lie side by side.
-inline void load_query(PairPage, const Job& job, const float* q, int r, Tile& t) {
-  int first_row = r / kRegisterRows * kRegisterRows, side = std::min(kRegisterRows, t.rows - first_row);
-  int32_t* place = reinterpret_cast<int32_t*>(t.q) + first_row * (t.head / 2) + (r - first_row);
-  uint16_t bits[kLanes];
-  for (int64_t d = 0; d < t.head; d += kLanes) {
-    store_bf16(bits, load(q + d) * splat(job.scale));
-    for (int64_t i = 0; i < kLanes; i += 2) std::memcpy(place + (d + i) / 2 * side, bits + i, 4);
+// The rows' queries: pairs of the rows that share registers lie side by side.
+inline void place_queries(PairPage, const Job& job, const float* const* q, Tile& t) {
+  static_assert(kRegisterRows <= 8, "rows that share registers are transposed at once");
+  int32_t* place = reinterpret_cast<int32_t*>(t.q);
+  V16 scale = splat(job.scale);
+  for (int r = 0; r < t.rows; r += kRegisterRows) {
+    int side = std::min(kRegisterRows, t.rows - r);
+    W8 words[8] = {};
+    for (int64_t d = 0; d < t.head; d += kLanes, place += kLanes / 2 * side) {
+      for (int i = 0; i < side; ++i) words[i] = bf16_words(load(q[r + i] + d) * scale);
+      store_columns(place, words, side, kLanes / 2);
+    }
   }
 }
 
@@ -109,7 +113,9 @@ struct PairWeights {
     p = fma(p, r, splat(0.69312422f));
     return scale_by_power(fma(p, r, splat(1.0f)), n);
   }
-  static void put(Tile& t, int r, int64_t key, V16 weights) { store_bf16(t.weights + r * kBlock + key, weights); }
+  static void put(Tile& t, int r, int64_t key, V16 weights) {
+    store_words(t.weights + r * kBlock + key, bf16_words(weights));
+  }
 };
 
 // Two keys of which only some may be read: the others count as 0.

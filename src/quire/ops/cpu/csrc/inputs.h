@@ -100,6 +100,22 @@ inline void spread(int32_t* out, const void* words, int64_t rows) {
   for (int j = 0; j < N; ++j) out[j * rows] = w[j];
 }
 
+#if defined(__AVX512F__)
+inline void tile_of_bf16(const Job& job, const Tiles& t, Rows rows) {
+  const float* x = job.x + rows.from * job.x_stride;
+  int32_t* out = values_of<int32_t>(job, t, rows, 0);
+  int count = int(rows.rows);
+  int64_t i = 0;
+  W8 words[8] = {};
+  for (; i + kLanes <= job.k; i += kLanes, out += kLanes / 2 * count) {
+    for (int r = 0; r < count; ++r) words[r] = bf16_words(load(x + r * job.x_stride + i));
+    store_columns(out, words, count, kLanes / 2);
+  }
+  if (i == t.padded) return;
+  for (int r = 0; r < count; ++r) words[r] = bf16_words(load_part(x + r * job.x_stride + i, job.k - i));
+  store_columns(out, words, count, int(t.padded - i) / 2);
+}
+#else
 inline void tile_of_bf16(const Job& job, const Tiles& t, Rows rows) {
   for (int64_t r = 0; r < rows.rows; ++r) {
     const float* x = job.x + (rows.from + r) * job.x_stride;
@@ -118,6 +134,7 @@ inline void tile_of_bf16(const Job& job, const Tiles& t, Rows rows) {
     }
   }
 }
+#endif
 
 // 0 where every value is finite, else NaN: a row with one that is not becomes NaN, as it does in floating point.
 inline float nan_of(V16 differences) { return sum_of(differences) == 0.0f ? 0.0f : NAN; }

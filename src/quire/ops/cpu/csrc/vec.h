@@ -108,6 +108,41 @@ inline void store_bf16(uint16_t* p, V16 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(rounded));
 }
 
+// Eight words: pairs of bfloat16, or four int8 each.
+struct W8 {
+  __m256i v;
+};
+// Rounded as float_to_bf16 does, but for numbers below 2^-126, which products of pairs take for 0 anyway.
+inline W8 bf16_words(V16 a) {
+#if defined(__AVX512BF16__)
+  return {(__m256i)_mm512_cvtneps_pbh(a.v)};
+#else
+  uint16_t bits[kLanes];
+  store_bf16(bits, a);
+  return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits))};
+#endif
+}
+inline void store_words(void* p, W8 a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
+// Word i of `count` rows, at most eight, to out + i * count, for the first `columns` words.
+inline void store_columns(int32_t* out, const W8 (&rows)[8], int count, int columns) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_epi32(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm256_unpackhi_epi32(rows[i].v, rows[i + 1].v);
+  }
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      b[i + 2 * j] = _mm256_unpacklo_epi64(a[i + j], a[i + j + 2]);
+      b[i + 2 * j + 1] = _mm256_unpackhi_epi64(a[i + j], a[i + j + 2]);
+    }
+  __mmask8 mask = __mmask8((1u << count) - 1);
+  for (int i = 0; i < columns; ++i) {
+    __m256i column = i < 4 ? _mm256_permute2x128_si256(b[i], b[i + 4], 0x20)
+                           : _mm256_permute2x128_si256(b[i - 4], b[i], 0x31);
+    _mm256_mask_storeu_epi32(out + i * count, mask, column);
+  }
+}
+
 inline V16 load_i8(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
