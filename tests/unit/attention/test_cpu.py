@@ -333,6 +333,23 @@ def test_few_long_rows_have_the_bits_of_one_thread(isa, pool_of, head_dim, dtype
                 assert all(map(torch.equal, sequences.run(backend, rows, dtype=dtype), expected))
 
 
+@pytest.mark.parametrize(
+    ("features", "dtype", "page_size"),
+    [("plain", torch.bfloat16, 16), ("plain", torch.float32, 8), ("window of blocks", torch.int8, 64)],
+)
+def test_many_decodes_with_chunks_among_them_have_the_bits_they_have_alone(isa, pool_of, features, dtype, page_size):
+    """REL-15: several decodes are one task, and each but the last fetches the pages of the one after it."""
+    decodes = [(1, 1 + 37 * i % 331) for i in range(30)]
+    lengths, rows = mixed([*decodes[:11], (9, 200), *decodes[11:25], (2, 2), *decodes[25:]])
+    sequences, backend = Sequences(spec_of((6, 2, 32), FEATURES[features]), lengths), CpuAttention()
+    with using(pool_of(isa, 1)):
+        alone = [sequences.run(backend, [row], dtype=dtype, page_size=page_size)[0] for row in rows]
+    for threads in (1, 2, 3):
+        with using(pool_of(isa, threads)):
+            together = sequences.run(backend, rows, dtype=dtype, page_size=page_size)
+        assert all(map(torch.equal, together, alone))
+
+
 def test_pages_in_a_type_that_the_kernels_do_not_read_are_refused():
     with pytest.raises(ValueError, match=r"no pages in torch.float16; use float32, bfloat16 or int8"):
         CpuAttention().kv_shape(4, 16, 1, 16, torch.float16)
