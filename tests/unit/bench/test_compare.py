@@ -207,7 +207,7 @@ def test_two_servers_of_the_built_in_model_are_compared_from_the_command_line(tm
     page = tmp_path / "report.html"
     words = [
         *("--target", f"first={server}", "--target", f"second={server} --page-size 32", "--rounds", "1"),
-        *("--output", str(page), "--json", "--prompt-tokens", "8", "--output-tokens", "8", "--repeats", "1"),
+        *("--output", str(page), "--json", "--prompt-tokens", "8", "--output-tokens", "200", "--repeats", "1"),
         *("--prefill-tokens", "32", "--batch-requests", "3", "--prompt-low", "4", "--prompt-high", "8"),
         *("--output-low", "2", "--output-high", "6", "--prefix-requests", "2", "--prefix-tokens", "32"),
         *("--suffix-tokens", "4", "--prefix-output-tokens", "4", "--clients", "2", "--requests-per-client", "2"),
