@@ -190,6 +190,16 @@ void drawing(Run& run, int64_t rows, int64_t vocabulary, int64_t top_k, double t
   run.note(ids);
 }
 
+void tokens_of_rows(Run& run, int64_t rows) {
+  size_t count = static_cast<size_t>(rows);
+  std::vector<int32_t> tokens(2 * count + 1, 5);
+  Ids places(count), found(count);
+  for (size_t i = 0; i < count; ++i) places[i] = int64_t(2 * i + 1 - i % 2);  // the last one is appended at the end
+  run.call({kReadTokens, 1, {tokens.data(), places.data(), found.data()}, {}, {}}, rows);
+  run.call({kAppendTokens, 1, {tokens.data(), places.data(), found.data()}, {}, {}}, rows);
+  run.note(found);
+}
+
 // A chain of ops in one call: what a recorded step is.
 void chain(Run& run, int64_t rows) {
   int64_t n = 77;
@@ -214,6 +224,7 @@ void everything(Run& run) {
     rotation(run, rows, 3, 20, 10, 6);
     rotation(run, rows, 2, 24, 5, 7);
     chain(run, rows);
+    tokens_of_rows(run, rows);
     drawing(run, rows, 1, 0, 0.5, 0);
     drawing(run, rows, 700, 0, 1, 0);
     drawing(run, rows, 515, 9, 0.9, 0.01);

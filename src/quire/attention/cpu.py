@@ -53,23 +53,27 @@ class CpuAttention:
 
     def plan(self, batch: AttentionBatch) -> CpuPlan:
         """The rows as arrays of integers."""
-        query_lens = np.asarray(batch.query_lens, dtype=np.int64)
+        query_lens = np.array(batch.query_lens, dtype=np.int64)
         if query_lens.sum() != batch.slot_mapping.shape[0]:
             raise ValueError(f"{query_lens.sum()} queries but {batch.slot_mapping.shape[0]} slots")
-        rows = np.stack((np.cumsum(query_lens) - query_lens, query_lens, np.asarray(batch.context_lens, np.int64)))
+        first_tokens = query_lens.cumsum() - query_lens
+        context_lens = np.ascontiguousarray(batch.context_lens, np.int64)
         tables, slots = batch.page_tables.contiguous(), batch.slot_mapping.contiguous()
-        row_bytes = rows.strides[0]
         values = PlanRecord(
-            num_rows=rows.shape[1],
+            num_rows=len(query_lens),
             page_size=batch.page_size,
             table_stride=tables.shape[1],
-            first_tokens=rows.ctypes.data,
-            query_lens=rows.ctypes.data + row_bytes,
-            context_lens=rows.ctypes.data + 2 * row_bytes,
+            first_tokens=first_tokens.ctypes.data,
+            query_lens=query_lens.ctypes.data,
+            context_lens=context_lens.ctypes.data,
             page_tables=tables.data_ptr(),
             slots=slots.data_ptr(),
         )
-        return CpuPlan(values, (rows, tables, slots))
+        return CpuPlan(values, (first_tokens, query_lens, context_lens, tables, slots))
+
+    def advance(self, plan: AttentionPlan, batch: AttentionBatch) -> AttentionPlan:
+        """The same plan: its addresses are those of the batch's numbers."""
+        return plan
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, *, kv: Tensor, spec: AttentionSpec, plan: AttentionPlan) -> Tensor:
         """See `AttentionBackend.run`."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 
@@ -40,7 +41,7 @@ class AttentionBatch:
 
     query_lens: Sequence[int]
     """[R] tokens each row computes, ≥ 1."""
-    context_lens: Sequence[int]
+    context_lens: Sequence[int] | np.ndarray
     """[R] tokens each row has KV for after the step (so the first query's position is context - query)."""
     page_tables: torch.Tensor
     """[R, max pages in the batch] int32, entries past a row's pages are 0 and never read."""
@@ -65,6 +66,12 @@ class AttentionBackend(Protocol):
 
     def plan(self, batch: AttentionBatch) -> AttentionPlan:
         """Prepare a step; called once, before the first layer."""
+
+    def advance(self, plan: AttentionPlan, batch: AttentionBatch) -> AttentionPlan:
+        """The plan of the step after that of `plan`, where each row of `batch` decodes once more.
+
+        `plan` was made of the same batch, whose context lengths, page tables and slots were changed in place since.
+        """
 
     def run(
         self,

@@ -87,6 +87,10 @@ class ReferenceAttention:
             raise ValueError(f"{sum(batch.query_lens)} queries but {batch.slot_mapping.shape[0]} slots")
         return ReferencePlan(batch, batch.slot_mapping)
 
+    def advance(self, plan: AttentionPlan, batch: AttentionBatch) -> ReferencePlan:
+        """A fresh plan: this one cuts up numbers that have changed."""
+        return self.plan(batch)
+
     def run(self, q: Tensor, k: Tensor, v: Tensor, *, kv: Tensor, spec: AttentionSpec, plan: AttentionPlan) -> Tensor:
         """See `AttentionBackend.run`."""
         if not isinstance(plan, ReferencePlan):
@@ -109,7 +113,7 @@ def _plan_rows(batch: AttentionBatch, window: int | None) -> Iterator[RowPlan]:
     """Pages before the first key that any query of the row sees are not gathered."""
     size, tables = batch.page_size, batch.page_tables.long()
     start = 0
-    for row, (count, context) in enumerate(zip(batch.query_lens, batch.context_lens, strict=True)):
+    for row, (count, context) in enumerate(zip(batch.query_lens, map(int, batch.context_lens), strict=True)):
         first_query = context - count
         lowest = 0 if window is None else max(0, first_query - window + 1)
         first_page, end_page = lowest // size, -(-context // size)

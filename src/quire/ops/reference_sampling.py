@@ -25,6 +25,16 @@ def greedy(logits: Tensor) -> tuple[Tensor, Tensor]:
     return ids, values
 
 
+def read_tokens(tokens: Tensor, places: Tensor) -> Tensor:
+    """See `quire.ops.sampling.read_tokens`."""
+    return tokens.index_select(0, places).long()
+
+
+def append_tokens(tokens: Tensor, places: Tensor, ids: Tensor) -> None:
+    """See `quire.ops.sampling.append_tokens`."""
+    tokens.index_copy_(0, places + 1, ids.int())
+
+
 def philox(counter: list[Tensor], key: tuple[Tensor, Tensor]) -> list[Tensor]:
     """Philox4x32-10 on words held in int64: four counter words and two key words [R] → four words [R]."""
     c0, c1, c2, c3 = counter

@@ -1,4 +1,4 @@
-"""The op table's part for choosing tokens: signatures, shapes and formulas; each op runs where its first tensor lives.
+"""The op table's part for tokens and their choice: signatures, shapes, formulas; ops run where their first tensor is.
 
 V is the vocabulary, R rows, L columns of a token table. Every op treats each row alone, so a row's result has the same
 bits alone and in any batch. `ops/reference_sampling.py` holds the bodies in plain torch.
@@ -71,6 +71,16 @@ def draw(
     """
     run = _body(logits.device.type, "draw")
     return cast(Tensor, run(logits, temperature=temperature, min_p=min_p, top_k=top_k, top_p=top_p, uniform=uniform))
+
+
+def read_tokens(tokens: Tensor, places: Tensor) -> Tensor:
+    """The tokens at some places: tokens [N] int32, places [T] int64 → [T] int64."""
+    return cast(Tensor, _body(tokens.device.type, "read_tokens")(tokens, places))
+
+
+def append_tokens(tokens: Tensor, places: Tensor, ids: Tensor) -> None:
+    """Put ids [R] int64 right behind places [R] int64 of tokens [N] int32."""
+    _body(tokens.device.type, "append_tokens")(tokens, places, ids)
 
 
 def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: Tensor, penalties: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ _READS |= {"__bool__", "__int__", "__float__", "__complex__", "__index__"}
 """Functions whose results depend on numbers and are no tensors."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Recorded:
     """A recording with the arrays it reads its inputs from and the tensors it leaves its results in."""
 
@@ -59,6 +59,17 @@ class _Recorded:
     results: tuple[Tensor, ...]
     parts: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     """By number of tokens: that many rows of the results. Steps of one size follow each other, so views are kept."""
+    given: tuple[Tensor | None, Tensor | None] = (None, None)
+    """The last step's inputs: often the next one's too, with other numbers in them."""
+    sources: tuple[np.ndarray, ...] = ()
+    """The same as arrays."""
+
+    def take(self, token_ids: Tensor, positions: Tensor) -> None:
+        """Copy a step's inputs to where the recording reads them."""
+        if token_ids is not self.given[0] or positions is not self.given[1]:
+            self.given, self.sources = (token_ids, positions), (token_ids.numpy(), positions.numpy())
+        tokens = len(self.sources[0])
+        self.token_ids[:tokens], self.positions[:tokens] = self.sources
 
     def of(self, tokens: int) -> tuple[Tensor, ...]:
         """The results of a step of so many tokens."""
@@ -91,8 +102,7 @@ class CpuGraphs:
         recorded = self._recorded.get((kind, capacity)) or self._record(kind, capacity, plan, forward)
         if recorded is None:
             return forward(token_ids, positions, plan)
-        recorded.token_ids[:tokens] = token_ids.numpy()
-        recorded.positions[:tokens] = positions.numpy()
+        recorded.take(token_ids, positions)
         recorded.recording.replay(pool, tokens, plan.record)
         return recorded.of(tokens)
 

@@ -47,6 +47,12 @@ class Device(Protocol):
     def upload(self, values: np.ndarray) -> torch.Tensor:
         """The values as a tensor on the device; does not block. The caller must not change `values` afterwards."""
 
+    def refresh(self, tensor: torch.Tensor, values: np.ndarray) -> None:
+        """Make `tensor`, which `upload` made of `values`, what they have become; does not block.
+
+        These values alone may be changed after their upload.
+        """
+
     def fetch(self, tensors: Sequence[torch.Tensor]) -> HostCopy:
         """Start copying tensors to the host, after the work queued so far; does not block."""
 
@@ -101,6 +107,9 @@ class CpuDevice:
     def upload(self, values: np.ndarray) -> torch.Tensor:
         """The values as a tensor over the same memory."""
         return torch.from_numpy(values)
+
+    def refresh(self, tensor: torch.Tensor, values: np.ndarray) -> None:
+        """Nothing is to be done: the memory is the same."""
 
     def fetch(self, tensors: Sequence[torch.Tensor]) -> HostCopy:
         """The same tensors, ready."""
@@ -201,6 +210,12 @@ class CudaDevice:
         result = buffer.to(self.torch_device, non_blocking=True)
         read.record()
         return result
+
+    def refresh(self, tensor: torch.Tensor, values: np.ndarray) -> None:
+        """Copy the values through pinned memory, in stream order."""
+        buffer, read = self._ring.stage(torch.from_numpy(values))
+        tensor.copy_(buffer, non_blocking=True)
+        read.record()
 
     def fetch(self, tensors: Sequence[torch.Tensor]) -> HostCopy:
         """Queue the copies behind the work so far."""

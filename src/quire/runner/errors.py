@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 
 from quire.base.errors import StepError
@@ -20,19 +17,19 @@ def is_allocation_failure(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _CPU_ALLOCATOR in str(error)
 
 
-@contextmanager
-def allocation_failures_as_step_errors() -> Iterator[None]:
-    """Turn a failed allocation within the block into StepError; other exceptions pass."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_allocation_failure(error):
-            raise
-        raise StepError(
-            "out of memory while computing a step; its requests were ended and the engine goes on. "
-            "Lower max_num_batched_tokens, max_num_seqs or kv_cache_memory_bytes to leave more room "
-            f"({_first_line(error)})"
-        ) from error
+class AllocationFailuresAsStepErrors:
+    """Turns a failed allocation within the block into StepError; other exceptions pass."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and is_allocation_failure(error):
+            raise StepError(
+                "out of memory while computing a step; its requests were ended and the engine goes on. "
+                "Lower max_num_batched_tokens, max_num_seqs or kv_cache_memory_bytes to leave more room "
+                f"({_first_line(error)})"
+            ) from error
 
 
 def _first_line(error: BaseException) -> str:

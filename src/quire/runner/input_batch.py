@@ -18,6 +18,7 @@ from quire.base.paging import pages_for
 from quire.base.step import NewRow, SchedulerOutput
 from quire.runner.device import Device
 from quire.runner.sampler import DrawBatch
+from quire.runner.step_inputs import DecodeInputs, StepInputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,24 +32,6 @@ class RunnerLimits:
     """Rows of the embedding: token ids are below it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepInputs:
-    """One step's inputs; T tokens of R rows, of which the rows in `draws` draw a token."""
-
-    token_ids: Tensor
-    """[T] int64."""
-    positions: Tensor
-    """[T] int64."""
-    attention: AttentionBatch
-    first_tokens: np.ndarray
-    """[R] int64: where each row's tokens begin among T."""
-    draw_index: np.ndarray
-    """Which of the R rows draw."""
-    last_tokens: Tensor | None
-    """Where the drawing rows' last tokens stand among T, on the device; None when each of the T tokens is one."""
-    draws: DrawBatch
-
-
 class InputBatch:
     """Tokens by row on the device, and page tables by row on the host."""
 
@@ -58,19 +41,23 @@ class InputBatch:
         # A step that overlaps a request's last one draws a token more than the request may hold; it is dropped later.
         width = limits.max_model_len + 1
         self.tokens = torch.zeros(limits.max_num_seqs, width, dtype=torch.int32, device=device.torch_device)
-        self._flat_tokens = self.tokens.view(-1)
+        self.flat_tokens = self.tokens.view(-1)
+        """Every row's tokens, one row after the other."""
         self.page_tables = np.zeros((limits.max_num_seqs, pages_for(width, limits.page_size)), dtype=np.int32)
-        self._rows: tuple[list[int], np.ndarray] = [], np.empty(0, dtype=np.int64)
         self._num_pages = np.zeros(limits.max_num_seqs, dtype=np.int64)
+        self._decode: DecodeInputs | None = None  # of the last step, if its rows decoded
         self.invalid_rows: dict[int, str] = {}
         """Rows whose prompt holds ids the model does not have, and which; they must not reach the embedding."""
 
-    def apply(self, work: SchedulerOutput) -> None:
-        """Take over a step's changes: rows that end, rows that start, pages appended and replaced."""
+    def start(self, work: SchedulerOutput) -> None:
+        """Take over the rows that end and the rows that start."""
         for row in work.freed_rows:
             self.invalid_rows.pop(row, None)
         for new in work.new_rows:
             self._start(new)
+
+    def extend(self, work: SchedulerOutput) -> None:
+        """Take over the pages appended and replaced."""
         for row, page in work.page_appends:
             self.page_tables[row, self._num_pages[row]] = page
             self._num_pages[row] += 1
@@ -79,65 +66,51 @@ class InputBatch:
 
     def store(self, draws: DrawBatch, token_ids: Tensor) -> None:
         """Write drawn tokens [R] into their rows."""
-        self._flat_tokens.index_copy_(0, draws.places, token_ids.int())
+        self.flat_tokens.index_copy_(0, draws.places, token_ids.int())
 
     def build(self, work: SchedulerOutput) -> StepInputs:
-        """Read a step's inputs from the rows."""
-        num_rows, num_tokens = len(work.rows), sum(work.num_scheduled)
-        rows, starts = self._rows_of(work), np.array(work.starts, dtype=np.int64)
-        if num_tokens == num_rows:  # each row has one token
-            first_tokens, token_rows, positions, context_lens = np.arange(num_rows), rows, starts, starts + 1
-        else:
-            counts = np.array(work.num_scheduled, dtype=np.int64)
-            first_tokens = counts.cumsum() - counts
-            token_rows = rows.repeat(counts)
-            positions = (starts - first_tokens).repeat(counts) + np.arange(num_tokens)
-            context_lens = starts + counts
+        """A step's inputs; where it only goes on, they are those of the last step, advanced."""
+        if self._decode is not None and self._decode.advance(work):
+            return self._decode.inputs
+        self._decode = None
+        if not all(work.samples) or max(work.num_scheduled) > 1:
+            return self._mixed(work)
+        self._decode = DecodeInputs(
+            work,
+            tokens=self.tokens,
+            page_tables=self.page_tables,
+            page_size=self._limits.page_size,
+            device=self._device,
+        )
+        return self._decode.inputs
+
+    def _mixed(self, work: SchedulerOutput) -> StepInputs:
+        """The inputs of a step that computes several tokens of a row, or only some of a prompt."""
+        num_tokens, upload = sum(work.num_scheduled), self._device.upload
+        rows, starts, counts = (np.array(x, dtype=np.int64) for x in (work.rows, work.starts, work.num_scheduled))
+        first_tokens, context_lens = counts.cumsum() - counts, starts + counts
+        token_rows = rows.repeat(counts)
+        positions = (starts - first_tokens).repeat(counts) + np.arange(num_tokens)
         size, width = self._limits.page_size, self.tokens.shape[1]
-        pages, offsets = np.divmod(positions, size)
-        slots = self.page_tables[token_rows, pages] * size + offsets
-        upload = self._device.upload
-        places = np.array((token_rows * width + positions, positions, slots))
-        token_places, on_device, slot_mapping = upload(places).unbind()
-        if all(work.samples):
-            draw_index, draw_rows, draw_positions = np.arange(num_rows), rows, context_lens
-        else:
-            draw_index = np.array(work.samples).nonzero()[0]
-            draw_rows, draw_positions = rows[draw_index], context_lens[draw_index]
-        last_tokens = None
-        if len(draw_index) < num_tokens:
-            last_tokens = upload((first_tokens + context_lens - starts)[draw_index] - 1)
+        slots = self.page_tables[token_rows, positions // size].astype(np.int64) * size + positions % size
+        places, on_device, slot_mapping = upload(np.array((token_rows * width + positions, positions, slots)))
+        draw_index = np.flatnonzero(work.samples)
+        draw_rows, draw_positions = rows[draw_index], context_lens[draw_index]
+        draws = upload(np.array((draw_rows, draw_positions, draw_rows * width + draw_positions)))
         return StepInputs(
-            token_ids=self._flat_tokens.index_select(0, token_places).long(),
+            places=places,
             positions=on_device,
-            attention=self._attention(rows, work, context_lens=context_lens, slots=slot_mapping),
+            attention=AttentionBatch(
+                query_lens=work.num_scheduled,
+                context_lens=context_lens,
+                page_tables=upload(self.page_tables[:, : pages_for(context_lens.max(), size)].take(rows, axis=0)),
+                slot_mapping=slot_mapping,
+                page_size=size,
+            ),
             first_tokens=first_tokens,
             draw_index=draw_index,
-            last_tokens=last_tokens,
-            draws=self._draws(draw_rows, draw_positions),
-        )
-
-    def _rows_of(self, work: SchedulerOutput) -> np.ndarray:
-        """The step's rows; mostly those of the step before."""
-        if work.rows != self._rows[0]:
-            self._rows = list(work.rows), np.array(work.rows, dtype=np.int64)
-        return self._rows[1]
-
-    def _draws(self, rows: np.ndarray, positions: np.ndarray) -> DrawBatch:
-        index = self._device.upload(np.array((rows, positions, rows * self.tokens.shape[1] + positions)))
-        return DrawBatch(rows=rows, positions=positions, index=index, tokens=self.tokens)
-
-    def _attention(
-        self, rows: np.ndarray, work: SchedulerOutput, *, context_lens: np.ndarray, slots: Tensor
-    ) -> AttentionBatch:
-        lens = context_lens.tolist()
-        most_pages = pages_for(max(lens), self._limits.page_size)
-        return AttentionBatch(
-            query_lens=work.num_scheduled,
-            context_lens=lens,
-            page_tables=self._device.upload(self.page_tables[:, :most_pages].take(rows, axis=0)),
-            slot_mapping=slots,
-            page_size=self._limits.page_size,
+            last_tokens=upload((first_tokens + counts)[draw_index] - 1),
+            draws=DrawBatch(rows=draw_rows, positions=draw_positions, index=draws, tokens=self.tokens),
         )
 
     def _start(self, new: NewRow) -> None:

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from quire.attention.interface import AttentionBackend, AttentionPlan
 from quire.base.step import SchedulerOutput
-from quire.ops.sampling import greedy
+from quire.ops.sampling import TokenLogprobTensors, append_tokens, greedy, read_tokens
 from quire.runner.device import Device
-from quire.runner.errors import allocation_failures_as_step_errors
-from quire.runner.input_batch import InputBatch, RunnerLimits, StepInputs
+from quire.runner.errors import AllocationFailuresAsStepErrors
+from quire.runner.input_batch import InputBatch, RunnerLimits
 from quire.runner.kv_tensors import copy_pages, poison
 from quire.runner.pending import PendingTokens, StepResults
-from quire.runner.prompt_logprobs import prompt_logprobs
+from quire.runner.prompt_logprobs import PromptPart, prompt_logprobs
 from quire.runner.sampler import Greedy, SampledTensors, Sampler
+from quire.runner.step_inputs import StepInputs
 
 
 class RunnableModel(Protocol):
@@ -53,13 +54,13 @@ class ModelRunner:
         self._batch = InputBatch(limits, device)
         self._sampler = Sampler(device=device, max_num_seqs=limits.max_num_seqs, vocab_size=limits.vocab_size)
         self._graphs = device.graphs()
+        self._plan: tuple[StepInputs, AttentionPlan] | None = None
 
     @property
     def kernel_seconds(self) -> float:
         """See `Device.kernel_seconds`."""
         return self._device.kernel_seconds()
 
-    @torch.inference_mode()
     def launch(self, work: SchedulerOutput) -> PendingTokens:
         """Queue one step; does not wait for the device where that has a queue.
 
@@ -67,20 +68,17 @@ class ModelRunner:
             StepError: when memory ran out. The rows of other requests are untouched; those of the step hold no valid
                 result and must be freed.
         """
-        with allocation_failures_as_step_errors(), self._device.computing():
+        with AllocationFailuresAsStepErrors(), self._device.computing():
             self._update_rows(work)
-            copy_pages(self._kv, work.page_copies)
             inputs = self._batch.build(work)
-            hidden, sampled = self._run(inputs)
-            prompt = prompt_logprobs(
-                work, inputs, hidden, state=self._sampler.state, batch=self._batch, logits=self._model.logits
-            )
+            hidden, sampled = self._decode(inputs) if inputs.last_tokens is None else self._mixed(inputs)
+            asks = self._sampler.state.asks_for_prompt
             invalid = self._batch.invalid_rows
             results = StepResults(
                 num_rows=len(work.rows),
                 draw_index=inputs.draw_index,
                 sampled=sampled,
-                prompt=prompt,
+                prompt=self._prompt_logprobs(work, inputs, hidden) if asks else (),
                 invalid={line: invalid[row] for line, row in enumerate(work.rows) if row in invalid} if invalid else {},
             )
             return PendingTokens(results, self._device)
@@ -91,38 +89,75 @@ class ModelRunner:
         poison(self._kv, pages)
 
     def _update_rows(self, work: SchedulerOutput) -> None:
-        """Apply a step's changes to the rows, those that end first; `page_copies` touch no row and follow."""
-        self._sampler.remove(work.freed_rows)
-        self._batch.apply(work)
-        self._sampler.add(work.new_rows)
+        """Apply a step's changes to the rows."""
+        if work.freed_rows or work.new_rows or work.page_copies:
+            self._change_rows(work)
+        self._batch.extend(work)
 
-    def _run(self, inputs: StepInputs) -> tuple[Tensor, SampledTensors | None]:
-        """Hidden states [T, E], and what was drawn for the rows that reached their last token and stored in them."""
-        plan = self._backend.plan(inputs.attention)
-        if inputs.last_tokens is None:
-            hidden, logits, ids, largest = self._graphs.run(
-                "decode", inputs.token_ids, inputs.positions, plan, forward=self._decode
-            )
-            return hidden, self._sample(logits, inputs, Greedy(ids, largest))
-        (hidden,) = self._hidden(inputs.token_ids, inputs.positions, plan)
-        if not inputs.draw_index.size:
+    @torch.inference_mode()
+    def _change_rows(self, work: SchedulerOutput) -> None:
+        """Rows that end, then rows that start; `page_copies` touch no row."""
+        self._sampler.remove(work.freed_rows)
+        self._batch.start(work)
+        self._sampler.add(work.new_rows)
+        copy_pages(self._kv, work.page_copies)
+
+    def _plan_for(self, inputs: StepInputs) -> AttentionPlan:
+        """The plan of the step: the last one's where its inputs were advanced."""
+        if self._plan is not None and self._plan[0] is inputs:
+            plan = self._backend.advance(self._plan[1], inputs.attention)
+        else:
+            plan = self._backend.plan(inputs.attention)
+        self._plan = inputs, plan
+        return plan
+
+    def _decode(self, inputs: StepInputs) -> tuple[Tensor, SampledTensors]:
+        """A step whose every token is its row's last: hidden states [T, E], and what was drawn and stored in the rows.
+
+        No torch function runs where the pass is replayed and rows want nothing but their largest logit.
+        """
+        hidden, logits, ids, largest = self._graphs.run(
+            "decode", inputs.places, inputs.positions, self._plan_for(inputs), forward=self._decoded
+        )
+        if self._sampler.takes_largest:
+            return hidden, SampledTensors(ids, largest)
+        return hidden, self._draw(logits, inputs, Greedy(ids, largest))
+
+    @torch.inference_mode()
+    def _mixed(self, inputs: StepInputs) -> tuple[Tensor, SampledTensors | None]:
+        """A step with tokens that draw nothing: the same, for the rows that reached their last token."""
+        (hidden,) = self._hidden(inputs.places, inputs.positions, self._plan_for(inputs))
+        if inputs.last_tokens is None or not inputs.draw_index.size:
             return hidden, None
         logits = self._model.logits(hidden.index_select(0, inputs.last_tokens))  # [R, V]
-        return hidden, self._sample(logits, inputs, Greedy(*greedy(logits)))
+        return hidden, self._draw(logits, inputs, Greedy(*greedy(logits)))
 
-    def _sample(self, logits: Tensor, inputs: StepInputs, found: Greedy) -> SampledTensors:
+    @torch.inference_mode()
+    def _draw(self, logits: Tensor, inputs: StepInputs, found: Greedy) -> SampledTensors:
         sampled = self._sampler.sample(logits, inputs.draws, found)
         self._batch.store(inputs.draws, sampled.ids)
         return sampled
 
-    def _decode(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
-        """A pass whose every token is its row's last: hidden states, logits, the largest one's id and the largest."""
-        (hidden,) = self._hidden(token_ids, positions, plan)
+    @torch.inference_mode()
+    def _prompt_logprobs(
+        self, work: SchedulerOutput, inputs: StepInputs, hidden: Tensor
+    ) -> list[tuple[PromptPart, TokenLogprobTensors]]:
+        state, logits = self._sampler.state, self._model.logits
+        return prompt_logprobs(work, inputs, hidden, state=state, batch=self._batch, logits=logits)
+
+    @torch.inference_mode()
+    def _decoded(self, places: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+        """Hidden states, logits, the largest one's id, which is appended to the row, and the largest."""
+        (hidden,) = self._hidden(places, positions, plan)
         logits = self._model.logits(hidden)
-        return hidden, logits, *greedy(logits)
+        ids, largest = greedy(logits)
+        append_tokens(self._batch.flat_tokens, places, ids)
+        return hidden, logits, ids, largest
 
-    def _hidden(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
-        return self._graphs.run("hidden", token_ids, positions, plan, forward=self._forward)
+    def _hidden(self, places: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+        return self._graphs.run("hidden", places, positions, plan, forward=self._forward)
 
-    def _forward(self, token_ids: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+    @torch.inference_mode()
+    def _forward(self, places: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+        token_ids = read_tokens(self._batch.flat_tokens, places)
         return (self._model(token_ids, positions, kv=self._kv, plan=plan),)

@@ -13,7 +13,7 @@ from quire.base.outputs import TokenLogprobs
 from quire.base.step import SampledTokens
 from quire.ops.sampling import TokenLogprobTensors
 from quire.runner.device import Device
-from quire.runner.errors import allocation_failures_as_step_errors
+from quire.runner.errors import AllocationFailuresAsStepErrors
 from quire.runner.prompt_logprobs import PromptPart
 from quire.runner.sampler import STATUS_TEXT, SampledTensors, status_of
 
@@ -53,7 +53,7 @@ class PendingTokens:
             StepError: when the device ran out of memory.
         """
         if self._answer is None:
-            with allocation_failures_as_step_errors():
+            with AllocationFailuresAsStepErrors():
                 self._answer = _assemble(self._results, iter(self._copy.wait()))
         return self._answer
 
@@ -74,7 +74,7 @@ def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
     if results.sampled is not None:
         for line, token_id, largest in zip(lines, next(tensors).tolist(), next(tensors).tolist(), strict=True):
             if isfinite(largest):
-                answer.token_ids[line] = [token_id]
+                answer.token_ids[line].append(token_id)
             else:
                 answer.failed_rows[line] = STATUS_TEXT[status_of(largest)]
         if results.sampled.logprobs is not None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from quire.base.step import SchedulerOutput
 from quire.ops import sampling as ops
-from quire.runner.input_batch import InputBatch, StepInputs
+from quire.runner.input_batch import InputBatch
 from quire.runner.sampling_state import SamplingState
+from quire.runner.step_inputs import StepInputs
 
 CHUNK_BYTES = 32 * 2**20
 """Float32 logits that exist at once."""

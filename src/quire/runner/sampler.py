@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -99,11 +99,11 @@ class SampledTensors:
     """[R] int64; without meaning, but in the vocabulary, where `status_of` the largest logit is not DRAWN."""
     largest: Tensor
     """[R] the largest logit that was left to each row, NaN where any was."""
-    asking: np.ndarray
+    asking: np.ndarray = field(default_factory=lambda: _NONE)
     """Which rows asked for log-probabilities, as positions in the batch."""
-    num_logprobs: np.ndarray
+    num_logprobs: np.ndarray = field(default_factory=lambda: _NONE)
     """Of each asking row: how many most likely tokens it wants."""
-    logprobs: ops.TokenLogprobTensors | None
+    logprobs: ops.TokenLogprobTensors | None = None
     """Of the asking rows, as wide as the greediest of them."""
 
 
@@ -116,7 +116,8 @@ class Sampler:
         self._processors = build_logits_processors(vocab_size)
         self._active: list[dict[int, NewRow]] = [{} for _ in self._processors]
         self._extras = np.zeros(max_num_seqs, dtype=np.uint8)
-        self._has_extras = False
+        self.takes_largest = True
+        """Whether no row wants more than its largest logit."""
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
         """Learn how the rows that start draw their tokens."""
@@ -130,7 +131,7 @@ class Sampler:
                     active[new.row] = new
         for new in new_rows:
             self._extras[new.row] = self._extras_of(new.row)
-        self._has_extras = bool(self._extras.any())
+        self.takes_largest = not self._extras.any()
 
     def remove(self, rows: Sequence[int]) -> None:
         """Forget rows that ended."""
@@ -138,7 +139,7 @@ class Sampler:
             return
         self.state.remove(rows)
         self._extras[list(rows)] = 0
-        self._has_extras = bool(self._extras.any())
+        self.takes_largest = not self._extras.any()
         for active in self._active:
             for row in rows:
                 active.pop(row, None)
@@ -148,8 +149,8 @@ class Sampler:
 
         Both are consumed: some rows are overwritten.
         """
-        if not self._has_extras:
-            return SampledTensors(*found, asking=_NONE, num_logprobs=_NONE, logprobs=None)
+        if self.takes_largest:
+            return SampledTensors(*found)
         extras = self._extras[batch.rows]
         asked = int(np.bitwise_or.reduce(extras))
         asking = (extras & _LOGPROBS).nonzero()[0]

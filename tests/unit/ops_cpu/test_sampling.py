@@ -115,3 +115,14 @@ def test_random_numbers_are_those_of_the_reference_to_the_bit(pool, memory):
     positions = torch.tensor([0, 7, 2**40]).repeat_interleave(5)
     found = table.uniform(memory.filled(seeds), memory.filled(positions))
     assert torch.equal(found, reference_sampling.uniform(seeds, positions))
+
+
+def test_tokens_are_read_and_appended_at_any_places_of_a_table(pool, memory):
+    tokens = torch.randint(0, 1 << 30, (500,), dtype=torch.int32)
+    places = torch.randperm(499)[:70]
+    ids = torch.randint(0, 1 << 30, (140,))[::2]  # they may lie apart
+    expected = tokens.clone()
+    assert torch.equal(table.read_tokens(tokens, memory.filled(places)), tokens[places].long())
+    reference_sampling.append_tokens(expected, places, ids)
+    table.append_tokens(tokens, memory.filled(places), ids)
+    assert torch.equal(tokens, expected)

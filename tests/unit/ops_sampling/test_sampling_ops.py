@@ -293,3 +293,12 @@ def test_order_keys_sort_like_the_floats_with_the_lower_id_first():
     row = torch.tensor([0.0, -0.0, 1.5, -math.inf, -1e-40, 1.5, math.inf, -3.0])
     order = order_keys(row.unsqueeze(0))[0].argsort(descending=True).tolist()
     assert order == [6, 2, 5, 0, 1, 4, 7, 3]
+
+
+def test_tokens_are_read_where_they_stand_and_appended_behind_it():
+    tokens = torch.arange(12, dtype=torch.int32)
+    places = torch.tensor([7, 0, 10])
+    found = ops.read_tokens(tokens, places)
+    assert (found.tolist(), found.dtype) == ([7, 0, 10], torch.int64)
+    ops.append_tokens(tokens, places, torch.tensor([40, 41, 42]))
+    assert tokens.tolist() == [0, 41, 2, 3, 4, 5, 6, 7, 40, 9, 10, 42]

@@ -32,6 +32,16 @@ def test_uploads_survive_the_reuse_of_their_pinned_buffers(device):
     assert device.upload(np.zeros((3, 0), dtype=np.int64)).shape == (3, 0)
 
 
+def test_a_refreshed_tensor_holds_what_its_values_have_become_and_earlier_work_what_they_were(device):
+    values = np.arange(6).reshape(2, 3)
+    tensor = device.upload(values)
+    before = tensor + 0
+    values += 10
+    device.refresh(tensor, values)
+    assert tensor.tolist() == [[10, 11, 12], [13, 14, 15]]
+    assert before.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
 def test_a_fetch_waits_for_the_work_before_it(device):
     big = torch.ones(4000, 4000, device=device.torch_device)
     for _ in range(20):

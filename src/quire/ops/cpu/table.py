@@ -35,6 +35,8 @@ KINDS = {
             "greedy",
             "draw",
             "uniform",
+            "read_tokens",
+            "append_tokens",
         )
     )
 }
@@ -269,3 +271,16 @@ def uniform(seeds: Tensor, positions: Tensor) -> Tensor:
     out = empty(seeds.shape, torch.float64)
     current_pool().submit(record("uniform", (seeds, positions, out)), seeds.shape[0])
     return out
+
+
+def read_tokens(tokens: Tensor, places: Tensor) -> Tensor:
+    """See `quire.ops.sampling.read_tokens`."""
+    places, out = places.contiguous(), empty(places.shape, torch.int64)
+    current_pool().submit(record("read_tokens", (tokens, places, out)), places.shape[0])
+    return out
+
+
+def append_tokens(tokens: Tensor, places: Tensor, ids: Tensor) -> None:
+    """See `quire.ops.sampling.append_tokens`."""
+    places, ids = places.contiguous(), ids.contiguous()
+    current_pool().submit(record("append_tokens", (tokens, places, ids)), places.shape[0])

@@ -24,6 +24,8 @@ enum OpKind : int32_t {
   kGreedy,
   kDraw,
   kUniform,
+  kReadTokens,
+  kAppendTokens,
   kOpKinds,
 };
 
