@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from quire.base.errors import InvalidRequestError
@@ -123,3 +125,12 @@ def test_check_finds_a_page_whose_key_is_not_its_tokens():
     prefix.publish(1, parent_key=keys[1], key=b"x" * 32, token_ids=[3, 4])
     with pytest.raises(AssertionError, match="wrong key"):
         prefix.check()
+
+
+def test_published_pages_are_no_work_for_the_garbage_collector():
+    """A large cache would otherwise make full collections pauses of many milliseconds."""
+    prefix = PrefixCache(2)
+    publish(prefix, 0, list(range(4000)))
+    gc.collect()  # looks at what is new once and lets go of it
+    page, family = prefix._by_page[7], prefix._children[prefix._by_page[7].parent_key, 14]
+    assert not any(map(gc.is_tracked, (page, page.token_ids, family)))
