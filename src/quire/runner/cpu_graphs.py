@@ -7,7 +7,8 @@ kernels do not have cannot be recorded; it runs op by op, and the log says which
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -54,22 +55,21 @@ class _Recorded:
     """A recording with the arrays it reads its inputs from and the tensors it leaves its results in."""
 
     recording: Recording
-    token_ids: np.ndarray
-    positions: np.ndarray
+    inputs: tuple[np.ndarray, ...]
     results: tuple[Tensor, ...]
     parts: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     """By number of tokens: that many rows of the results. Steps of one size follow each other, so views are kept."""
-    given: tuple[Tensor | None, Tensor | None] = (None, None)
+    given: tuple[Tensor, ...] = ()
     """The last step's inputs: often the next one's too, with other numbers in them."""
     sources: tuple[np.ndarray, ...] = ()
     """The same as arrays."""
 
-    def take(self, token_ids: Tensor, positions: Tensor) -> None:
+    def take(self, given: tuple[Tensor, ...]) -> None:
         """Copy a step's inputs to where the recording reads them."""
-        if token_ids is not self.given[0] or positions is not self.given[1]:
-            self.given, self.sources = (token_ids, positions), (token_ids.numpy(), positions.numpy())
-        tokens = len(self.sources[0])
-        self.token_ids[:tokens], self.positions[:tokens] = self.sources
+        if len(given) != len(self.given) or not all(map(operator.is_, given, self.given)):
+            self.given, self.sources = given, tuple(tensor.numpy() for tensor in given)
+        for target, source in zip(self.inputs, self.sources, strict=True):
+            target[: len(source)] = source
 
     def of(self, tokens: int) -> tuple[Tensor, ...]:
         """The results of a step of so many tokens."""
@@ -91,29 +91,37 @@ class CpuGraphs:
         return not self._refused
 
     def run(
-        self, kind: str, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward
+        self,
+        kind: str,
+        places: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        *,
+        forward: Forward,
+        others: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """See `StepGraphs.run`."""
         pool = current_pool()
         if kind in self._refused or not isinstance(plan, CpuPlan) or pool.recording is not None:
-            return forward(token_ids, positions, plan)
-        tokens = token_ids.shape[0]
+            return forward(places, positions, plan, *others)
+        tokens, inputs = places.shape[0], (places, positions, *others)
         capacity = max(_SMALL, 1 << (tokens - 1).bit_length())
-        recorded = self._recorded.get((kind, capacity)) or self._record(kind, capacity, plan, forward)
+        recorded = self._recorded.get((kind, capacity)) or self._record(kind, capacity, inputs, plan, forward)
         if recorded is None:
-            return forward(token_ids, positions, plan)
-        recorded.take(token_ids, positions)
+            return forward(places, positions, plan, *others)
+        recorded.take(inputs)
         recorded.recording.replay(pool, tokens, plan.record)
         return recorded.of(tokens)
 
-    def _record(self, kind: str, capacity: int, plan: CpuPlan, forward: Forward) -> _Recorded | None:
+    def _record(
+        self, kind: str, capacity: int, inputs: Sequence[Tensor], plan: CpuPlan, forward: Forward
+    ) -> _Recorded | None:
         pool, recording = current_pool(), Recording(capacity)
-        token_ids, positions = (np.zeros(capacity, dtype=np.int64) for _ in range(2))
-        inputs = torch.from_numpy(token_ids), torch.from_numpy(positions)
+        own = [torch.zeros(capacity, dtype=tensor.dtype) for tensor in inputs]
         pool.start(recording)
         try:
             with _ForeignOps():
-                results = forward(*inputs, plan)
+                results = forward(*own[:2], plan, *own[2:])
             if not all(map(recording.owns, results)):
                 raise NotReplayableError("what it returns is not the result of an op")
         except NotReplayableError as reason:
@@ -123,7 +131,8 @@ class CpuGraphs:
         finally:
             pool.stop()
         recording.finish()
-        self._recorded[kind, capacity] = _Recorded(recording, token_ids, positions, results)
+        arrays = tuple(tensor.numpy() for tensor in own)
+        self._recorded[kind, capacity] = _Recorded(recording, arrays, results)
         return self._recorded[kind, capacity]
 
 

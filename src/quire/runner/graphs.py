@@ -6,22 +6,29 @@ This file knows no device. A device whose steps can be recorded returns its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
 
 from quire.attention.interface import AttentionPlan
 
-Forward = Callable[[Tensor, Tensor, AttentionPlan], tuple[Tensor, ...]]
-"""token_ids [T], positions [T] and the step's plan → results whose first dimension is T."""
+Forward = Callable[..., tuple[Tensor, ...]]
+"""places [T], positions [T], the step's plan and what else the pass takes [T] → results whose first dimension is T."""
 
 
 class StepGraphs(Protocol):
     """Runs forward passes, recorded or not."""
 
     def run(
-        self, kind: str, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward
+        self,
+        kind: str,
+        places: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        *,
+        forward: Forward,
+        others: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """The results of `forward` on these inputs, computed by a replay where there is a recording that fits.
 
@@ -34,7 +41,14 @@ class DirectGraphs:
     """No recordings: every forward pass is a call."""
 
     def run(
-        self, kind: str, token_ids: Tensor, positions: Tensor, plan: AttentionPlan, *, forward: Forward
+        self,
+        kind: str,
+        places: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        *,
+        forward: Forward,
+        others: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         """Call `forward`."""
-        return forward(token_ids, positions, plan)
+        return forward(places, positions, plan, *others)

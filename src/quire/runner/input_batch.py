@@ -96,7 +96,9 @@ class InputBatch:
         places, on_device, slot_mapping = upload(np.array((token_rows * width + positions, positions, slots)))
         draw_index = np.flatnonzero(work.samples)
         draw_rows, draw_positions = rows[draw_index], context_lens[draw_index]
-        draws = upload(np.array((draw_rows, draw_positions, draw_rows * width + draw_positions)))
+        row_index, position_index, drawn_places = upload(
+            np.array((draw_rows, draw_positions, draw_rows * width + draw_positions))
+        )
         return StepInputs(
             places=places,
             positions=on_device,
@@ -110,7 +112,14 @@ class InputBatch:
             first_tokens=first_tokens,
             draw_index=draw_index,
             last_tokens=upload((first_tokens + counts)[draw_index] - 1),
-            draws=DrawBatch(rows=draw_rows, positions=draw_positions, index=draws, tokens=self.tokens),
+            draws=DrawBatch(
+                rows=draw_rows,
+                positions=draw_positions,
+                tokens=self.tokens,
+                row_index=row_index,
+                position_index=position_index,
+                places=drawn_places,
+            ),
         )
 
     def _start(self, new: NewRow) -> None:

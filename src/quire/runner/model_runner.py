@@ -22,6 +22,7 @@ from quire.runner.kv_tensors import copy_pages, poison
 from quire.runner.pending import PendingTokens, StepResults
 from quire.runner.prompt_logprobs import PromptPart, prompt_logprobs
 from quire.runner.sampler import Greedy, SampledTensors, Sampler
+from quire.runner.sampling_state import DrawColumns
 from quire.runner.step_inputs import StepInputs
 
 
@@ -114,11 +115,14 @@ class ModelRunner:
     def _decode(self, inputs: StepInputs) -> tuple[Tensor, SampledTensors]:
         """A step whose every token is its row's last: hidden states [T, E], and what was drawn and stored in the rows.
 
-        No torch function runs where the pass is replayed and rows want nothing but their largest logit.
+        No torch function runs where the pass is replayed and its rows want nothing but their largest logit, or a draw.
         """
-        hidden, logits, ids, largest = self._graphs.run(
-            "decode", inputs.places, inputs.positions, self._plan_for(inputs), forward=self._decoded
-        )
+        step, run, draws = (inputs.places, inputs.positions, self._plan_for(inputs)), self._graphs.run, inputs.draws
+        if self._sampler.only_draws:
+            others = (draws.position_index, *self._sampler.state.columns(draws.rows))
+            hidden, ids, largest = run("drawn", *step, others=others, forward=self._drawn)
+            return hidden, SampledTensors(ids, largest)
+        hidden, logits, ids, largest = run("decode", *step, forward=self._decoded)
         if self._sampler.takes_largest:
             return hidden, SampledTensors(ids, largest)
         return hidden, self._draw(logits, inputs, Greedy(ids, largest))
@@ -153,6 +157,18 @@ class ModelRunner:
         ids, largest = greedy(logits)
         append_tokens(self._batch.flat_tokens, places, ids)
         return hidden, logits, ids, largest
+
+    @torch.inference_mode()
+    def _drawn(
+        self, places: Tensor, positions: Tensor, plan: AttentionPlan, draw_positions: Tensor, *columns: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Hidden states, the ids drawn, which are appended to the rows, and the largest logits."""
+        (hidden,) = self._hidden(places, positions, plan)
+        logits = self._model.logits(hidden)
+        _, largest = greedy(logits)
+        ids = DrawColumns(*columns).draw(logits, draw_positions)
+        append_tokens(self._batch.flat_tokens, places, ids)
+        return hidden, ids, largest
 
     def _hidden(self, places: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
         return self._graphs.run("hidden", places, positions, plan, forward=self._forward)

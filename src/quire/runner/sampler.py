@@ -55,30 +55,24 @@ class DrawBatch:
     """[R] int64."""
     positions: np.ndarray
     """[R] int64: position of the token to be drawn, which is the number of tokens before it."""
-    index: Tensor
-    """[3, R] int64 on the device: `rows`, `positions`, and where the drawn tokens go in `tokens` laid out flat."""
     tokens: Tensor
     """[all rows, L] int32 on the device: every row's tokens by position."""
-
-    @property
-    def row_index(self) -> Tensor:
-        """`rows` on the device."""
-        return self.index[0]
-
-    @property
-    def position_index(self) -> Tensor:
-        """`positions` on the device."""
-        return self.index[1]
-
-    @property
-    def places(self) -> Tensor:
-        """Where the drawn tokens go in `tokens`, laid out flat."""
-        return self.index[2]
+    row_index: Tensor
+    """`rows` on the device."""
+    position_index: Tensor
+    """`positions` on the device."""
+    places: Tensor
+    """[R] int64 on the device: where the drawn tokens go in `tokens`, laid out flat."""
 
     def select(self, which: np.ndarray, index: Tensor) -> DrawBatch:
         """Some of the rows: `which` on the host, the same as `index` on the device."""
         return DrawBatch(
-            rows=self.rows[which], positions=self.positions[which], index=self.index[:, index], tokens=self.tokens
+            rows=self.rows[which],
+            positions=self.positions[which],
+            tokens=self.tokens,
+            row_index=self.row_index[index],
+            position_index=self.position_index[index],
+            places=self.places[index],
         )
 
 
@@ -116,8 +110,11 @@ class Sampler:
         self._processors = build_logits_processors(vocab_size)
         self._active: list[dict[int, NewRow]] = [{} for _ in self._processors]
         self._extras = np.zeros(max_num_seqs, dtype=np.uint8)
+        self._wants: dict[int, int] = {}
         self.takes_largest = True
         """Whether no row wants more than its largest logit."""
+        self.only_draws = False
+        """Whether every row wants a draw by its own parameters and nothing else."""
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
         """Learn how the rows that start draw their tokens."""
@@ -130,8 +127,8 @@ class Sampler:
                 if processor.is_active(new.params):
                     active[new.row] = new
         for new in new_rows:
-            self._extras[new.row] = self._extras_of(new.row)
-        self.takes_largest = not self._extras.any()
+            self._extras[new.row] = self._wants[new.row] = self._extras_of(new.row)
+        self._sum_up()
 
     def remove(self, rows: Sequence[int]) -> None:
         """Forget rows that ended."""
@@ -139,10 +136,15 @@ class Sampler:
             return
         self.state.remove(rows)
         self._extras[list(rows)] = 0
-        self.takes_largest = not self._extras.any()
-        for active in self._active:
-            for row in rows:
+        for row in rows:
+            self._wants.pop(row, None)
+            for active in self._active:
                 active.pop(row, None)
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        wants = set(self._wants.values())
+        self.takes_largest, self.only_draws = wants <= {0}, wants == {_RANDOM}
 
     def sample(self, logits: Tensor, batch: DrawBatch, found: Greedy) -> SampledTensors:
         """Draw one token per row from logits [R, V] float32, in which `found` is the largest.
@@ -191,13 +193,8 @@ class Sampler:
         columns = self.state.columns(batch.rows[which])
         is_all = len(which) == len(batch.rows)
         index = self._index(which)
-        drawn = ops.draw(
-            logits if is_all else logits[index],
-            temperature=columns.temperature,
-            min_p=columns.min_p,
-            top_k=columns.top_k,
-            top_p=columns.top_p,
-            uniform=ops.uniform(columns.seeds, batch.position_index if is_all else batch.position_index[index]),
+        drawn = columns.draw(
+            logits if is_all else logits[index], batch.position_index if is_all else batch.position_index[index]
         )
         return drawn if is_all else ids.index_copy_(0, index, drawn)
 

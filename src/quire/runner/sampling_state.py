@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from quire.base.sampling import SamplingParams
 from quire.base.step import NewRow
+from quire.ops import sampling as ops
 from quire.runner.device import Device
 
 _NOT_ASKED = -2
@@ -55,8 +57,7 @@ class RowControls:
     """Output tokens before a stop id may be drawn."""
 
 
-@dataclass(frozen=True, slots=True)
-class DrawColumns:
+class DrawColumns(NamedTuple):
     """The parameters of some rows, in the order of the rows; on the device."""
 
     temperature: Tensor
@@ -64,6 +65,17 @@ class DrawColumns:
     top_k: Tensor
     top_p: Tensor
     seeds: Tensor
+
+    def draw(self, logits: Tensor, positions: Tensor) -> Tensor:
+        """Draw a token per row of logits [R, V] for these positions [R]: ids [R] int64."""
+        return ops.draw(
+            logits,
+            temperature=self.temperature,
+            min_p=self.min_p,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            uniform=ops.uniform(self.seeds, positions),
+        )
 
 
 class SamplingState:

@@ -74,7 +74,14 @@ class DecodeInputs:
             first_tokens=lines,
             draw_index=lines,
             last_tokens=None,
-            draws=DrawBatch(rows=self._numbers[0], positions=self._numbers[1], index=numbers[:3], tokens=tokens),
+            draws=DrawBatch(
+                rows=self._numbers[0],
+                positions=self._numbers[1],
+                tokens=tokens,
+                row_index=numbers[0],
+                position_index=numbers[1],
+                places=numbers[2],
+            ),
         )
 
     def advance(self, work: SchedulerOutput) -> bool:

@@ -113,6 +113,26 @@ def test_a_step_without_tokens_and_one_of_exactly_the_capacity_are_replayed():
         assert torch.equal(run(graphs, model, step), expected)
 
 
+def test_inputs_that_change_in_place_and_others_beside_them_are_read_at_every_replay():
+    """What a step draws with is an input like its positions."""
+    graphs, plan = CpuGraphs(), Tiny().step([(0, 1)])[2]
+    places, positions, other = (torch.zeros(3, dtype=torch.int64) for _ in range(3))
+    tables = [torch.arange(10.0).unsqueeze(1) * 10**i for i in range(3)]
+
+    def forward(places, positions, plan, other):
+        read = [ops.embedding(ids, table) for ids, table in zip((places, positions, other), tables, strict=True)]
+        return (ops.add(ops.add(read[0], read[1]), read[2]),)
+
+    for step in range(1, 4):
+        places += 1
+        positions += 2
+        if step == 2:
+            other = torch.tensor([7, 8, 9])
+        (found,) = graphs.run("sum", places, positions, plan, others=(other,), forward=forward)
+        assert found.flatten().tolist() == [step + 20 * step + 100 * o for o in other.tolist()]
+    assert graphs.is_recording
+
+
 def test_a_pass_that_contains_another_is_recorded_whole_and_each_kind_for_itself():
     model, same, graphs = Tiny(), Tiny(), CpuGraphs()
 

@@ -52,8 +52,10 @@ class Bench:
         batch = DrawBatch(
             rows=rows,
             positions=positions,
-            index=torch.from_numpy(np.stack((rows, positions, rows * self.tokens.shape[1] + positions))),
             tokens=self.tokens,
+            row_index=torch.from_numpy(rows),
+            position_index=torch.from_numpy(positions),
+            places=torch.from_numpy(rows * self.tokens.shape[1] + positions),
         )
         return self.sampler.sample(logits.clone(), batch, Greedy(*ops.greedy(logits)))
 

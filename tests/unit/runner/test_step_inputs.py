@@ -70,7 +70,8 @@ def assert_same(inputs, expected):
     assert torch.equal(ours.slot_mapping, theirs.slot_mapping)
     used = -(-int(max(theirs.context_lens)) // PAGE)
     assert torch.equal(ours.page_tables[:, :used], theirs.page_tables[:, :used])
-    assert torch.equal(inputs.draws.index, expected.draws.index)
+    for name in ("row_index", "position_index", "places"):
+        assert torch.equal(getattr(inputs.draws, name), getattr(expected.draws, name)), name
     assert np.array_equal(inputs.draws.rows, expected.draws.rows)
     assert np.array_equal(inputs.draws.positions, expected.draws.positions)
 
