@@ -72,11 +72,11 @@ def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
     answer = SampledTokens(token_ids=[[] for _ in range(results.num_rows)])
     lines = results.draw_index.tolist()
     if results.sampled is not None:
-        for line, token_id, largest in zip(lines, next(tensors).tolist(), next(tensors).tolist(), strict=True):
-            if isfinite(largest):
-                answer.token_ids[line].append(token_id)
-            else:
-                answer.failed_rows[line] = STATUS_TEXT[status_of(largest)]
+        token_ids, largest = next(tensors).tolist(), next(tensors).tolist()
+        for line, token_id in zip(lines, token_ids, strict=True):
+            answer.token_ids[line].append(token_id)
+        if not all(map(isfinite, largest)):
+            _tell_failures(answer, lines, largest)
         if results.sampled.logprobs is not None:
             places = [lines[which] for which in results.sampled.asking.tolist()]
             entries = _entries([next(tensors) for _ in range(3)], results.sampled.num_logprobs.tolist())
@@ -93,6 +93,14 @@ def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
         answer.failed_rows[line] = reason
         answer.token_ids[line] = []
     return answer
+
+
+def _tell_failures(answer: SampledTokens, lines: Sequence[int], largest: Sequence[float]) -> None:
+    """Take back the tokens of rows that could not be drawn from, and say why."""
+    for line, value in zip(lines, largest, strict=True):
+        if not isfinite(value):
+            answer.token_ids[line] = []
+            answer.failed_rows[line] = STATUS_TEXT[status_of(value)]
 
 
 def _entries(tensors: Sequence[Tensor], num_top: Sequence[int]) -> list[TokenLogprobs]:

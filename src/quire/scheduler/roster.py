@@ -112,6 +112,11 @@ class Roster:
         return bool(self._free_rows)
 
     @property
+    def has_held(self) -> bool:
+        """Whether any sample is held back for its request's first one."""
+        return bool(self._held)
+
+    @property
     def num_waiting(self) -> int:
         """Requests that do not run, the held ones included."""
         return len(self._ranks) - len(self.running)

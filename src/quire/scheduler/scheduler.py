@@ -105,7 +105,7 @@ class Scheduler:
             outputs.append(output)
             if output.finish_reason is not None:
                 self._finish(request, output)
-            elif request.index == 0:
+            elif self.roster.has_held and request.index == 0:
                 self.roster.release_held(request)  # its prompt is computed: the other samples can fork
         return outputs
 
