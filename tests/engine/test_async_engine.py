@@ -121,19 +121,20 @@ async def test_one_sample_ended_by_a_stop_string_leaves_the_others_running(engin
 async def test_a_deadline_ends_a_running_request(engine):
     """REL-19: total time is bounded, resources are freed."""
     with pytest.raises(DeadlineExceededError):
-        await _collect(engine, "story", SamplingParams(max_tokens=900, ignore_eos=True), timeout=0.2)
+        await _collect(engine, "story", SamplingParams(max_tokens=900, ignore_eos=True), timeout=0.02)
     assert await _idle(engine)
 
 
 async def test_a_deadline_ends_a_queued_request():
     """REL-19: time in the queue counts."""
-    config = EngineConfig.from_options(max_model_len=1024, max_num_seqs=1)
+    config = EngineConfig.from_options(max_model_len=4096, max_num_seqs=1)
     engine = await AsyncEngine.start(config, in_process=True)
     try:
-        running = asyncio.create_task(_collect(engine, "story", SamplingParams(max_tokens=900, ignore_eos=True)))
-        await asyncio.sleep(0.05)
+        running = asyncio.create_task(_collect(engine, "story", SamplingParams(max_tokens=4000, ignore_eos=True)))
+        while engine.stats.num_running == 0:
+            await asyncio.sleep(0.001)
         with pytest.raises(DeadlineExceededError):
-            await _collect(engine, "x", SHORT, timeout=0.1)
+            await _collect(engine, "x", SHORT, timeout=0.02)
         running.cancel()
         assert await _idle(engine)
     finally:
