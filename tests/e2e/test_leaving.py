@@ -88,7 +88,7 @@ def test_a_full_queue_says_when_to_come_back(narrow_server, raw_post, eventually
 
 def test_a_deadline_ends_requests_wherever_they_are(start_server, raw_post, eventually):
     """REL-19, REL-10, SEC-30: --request-timeout: 408 in the queue and unstreamed, an error event in mid-stream."""
-    server = start_server("--request-timeout", "0.6", "--max-num-seqs", "1")  # 4,000 tokens take longer
+    server = start_server("--request-timeout", "0.3", "--max-num-seqs", "1")  # 4,000 tokens take longer
     streamed = raw_post(server.url, CHAT, _chat(stream=True, max_tokens=4000))
     streamed.read_until(b'"role"')
     queued = raw_post(server.url, CHAT, _chat(stream=True, max_tokens=4000))
