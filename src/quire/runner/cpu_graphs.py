@@ -90,38 +90,29 @@ class CpuGraphs:
         """Whether no kind of pass was found that cannot be replayed."""
         return not self._refused
 
-    def run(
-        self,
-        kind: str,
-        places: Tensor,
-        positions: Tensor,
-        plan: AttentionPlan,
-        *,
-        forward: Forward,
-        others: Sequence[Tensor] = (),
-    ) -> tuple[Tensor, ...]:
+    def run(self, kind: str, plan: AttentionPlan, *inputs: Tensor, forward: Forward) -> tuple[Tensor, ...]:
         """See `StepGraphs.run`."""
         pool = current_pool()
         if kind in self._refused or not isinstance(plan, CpuPlan) or pool.recording is not None:
-            return forward(places, positions, plan, *others)
-        tokens, inputs = places.shape[0], (places, positions, *others)
+            return forward(plan, *inputs)
+        tokens = inputs[0].shape[0]
         capacity = max(_SMALL, 1 << (tokens - 1).bit_length())
-        recorded = self._recorded.get((kind, capacity)) or self._record(kind, capacity, inputs, plan, forward)
+        recorded = self._recorded.get((kind, capacity)) or self._record(kind, capacity, plan, inputs, forward)
         if recorded is None:
-            return forward(places, positions, plan, *others)
+            return forward(plan, *inputs)
         recorded.take(inputs)
         recorded.recording.replay(pool, tokens, plan.record)
         return recorded.of(tokens)
 
     def _record(
-        self, kind: str, capacity: int, inputs: Sequence[Tensor], plan: CpuPlan, forward: Forward
+        self, kind: str, capacity: int, plan: CpuPlan, inputs: Sequence[Tensor], forward: Forward
     ) -> _Recorded | None:
         pool, recording = current_pool(), Recording(capacity)
         own = [torch.zeros(capacity, dtype=tensor.dtype) for tensor in inputs]
         pool.start(recording)
         try:
             with _ForeignOps():
-                results = forward(*own[:2], plan, *own[2:])
+                results = forward(plan, *own)
             if not all(map(recording.owns, results)):
                 raise NotReplayableError("what it returns is not the result of an op")
         except NotReplayableError as reason:

@@ -6,7 +6,7 @@ This file knows no device. A device whose steps can be recorded returns its own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -14,23 +14,14 @@ from torch import Tensor
 from quire.attention.interface import AttentionPlan
 
 Forward = Callable[..., tuple[Tensor, ...]]
-"""places [T], positions [T], the step's plan and what else the pass takes [T] → results whose first dimension is T."""
+"""The step's plan and inputs [T] → results whose first dimension is T."""
 
 
 class StepGraphs(Protocol):
     """Runs forward passes, recorded or not."""
 
-    def run(
-        self,
-        kind: str,
-        places: Tensor,
-        positions: Tensor,
-        plan: AttentionPlan,
-        *,
-        forward: Forward,
-        others: Sequence[Tensor] = (),
-    ) -> tuple[Tensor, ...]:
-        """The results of `forward` on these inputs, computed by a replay where there is a recording that fits.
+    def run(self, kind: str, plan: AttentionPlan, *inputs: Tensor, forward: Forward) -> tuple[Tensor, ...]:
+        """The results of `forward(plan, *inputs)`, computed by a replay where there is a recording that fits.
 
         Passes that compute different things have different kinds. A pass may run another one as its part. The results
         may be overwritten by the next call.
@@ -40,15 +31,6 @@ class StepGraphs(Protocol):
 class DirectGraphs:
     """No recordings: every forward pass is a call."""
 
-    def run(
-        self,
-        kind: str,
-        places: Tensor,
-        positions: Tensor,
-        plan: AttentionPlan,
-        *,
-        forward: Forward,
-        others: Sequence[Tensor] = (),
-    ) -> tuple[Tensor, ...]:
+    def run(self, kind: str, plan: AttentionPlan, *inputs: Tensor, forward: Forward) -> tuple[Tensor, ...]:
         """Call `forward`."""
-        return forward(places, positions, plan, *others)
+        return forward(plan, *inputs)

@@ -117,10 +117,10 @@ class ModelRunner:
 
         No torch function runs where the pass is replayed and its rows want nothing but their largest logit, or a draw.
         """
-        step, run, draws = (inputs.places, inputs.positions, self._plan_for(inputs)), self._graphs.run, inputs.draws
+        step, run, draws = (self._plan_for(inputs), inputs.places, inputs.positions), self._graphs.run, inputs.draws
         if self._sampler.only_draws:
-            others = (draws.position_index, *self._sampler.state.columns(draws.rows))
-            hidden, ids, largest = run("drawn", *step, others=others, forward=self._drawn)
+            columns = self._sampler.state.columns(draws.rows)
+            hidden, ids, largest = run("drawn", *step, draws.position_index, *columns, forward=self._drawn)
             return hidden, SampledTensors(ids, largest)
         hidden, logits, ids, largest = run("decode", *step, forward=self._decoded)
         if self._sampler.takes_largest:
@@ -130,7 +130,7 @@ class ModelRunner:
     @torch.inference_mode()
     def _mixed(self, inputs: StepInputs) -> tuple[Tensor, SampledTensors | None]:
         """A step with tokens that draw nothing: the same, for the rows that reached their last token."""
-        (hidden,) = self._hidden(inputs.places, inputs.positions, self._plan_for(inputs))
+        (hidden,) = self._hidden(self._plan_for(inputs), inputs.places, inputs.positions)
         if inputs.last_tokens is None or not inputs.draw_index.size:
             return hidden, None
         logits = self._model.logits(hidden.index_select(0, inputs.last_tokens))  # [R, V]
@@ -150,9 +150,9 @@ class ModelRunner:
         return prompt_logprobs(work, inputs, hidden, state=state, batch=self._batch, logits=logits)
 
     @torch.inference_mode()
-    def _decoded(self, places: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+    def _decoded(self, plan: AttentionPlan, places: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Hidden states, logits, the largest one's id, which is appended to the row, and the largest."""
-        (hidden,) = self._hidden(places, positions, plan)
+        (hidden,) = self._hidden(plan, places, positions)
         logits = self._model.logits(hidden)
         ids, largest = greedy(logits)
         append_tokens(self._batch.flat_tokens, places, ids)
@@ -160,20 +160,20 @@ class ModelRunner:
 
     @torch.inference_mode()
     def _drawn(
-        self, places: Tensor, positions: Tensor, plan: AttentionPlan, draw_positions: Tensor, *columns: Tensor
+        self, plan: AttentionPlan, places: Tensor, positions: Tensor, draw_positions: Tensor, *columns: Tensor
     ) -> tuple[Tensor, ...]:
         """Hidden states, the ids drawn, which are appended to the rows, and the largest logits."""
-        (hidden,) = self._hidden(places, positions, plan)
+        (hidden,) = self._hidden(plan, places, positions)
         logits = self._model.logits(hidden)
         _, largest = greedy(logits)
         ids = DrawColumns(*columns).draw(logits, draw_positions)
         append_tokens(self._batch.flat_tokens, places, ids)
         return hidden, ids, largest
 
-    def _hidden(self, places: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
-        return self._graphs.run("hidden", places, positions, plan, forward=self._forward)
+    def _hidden(self, plan: AttentionPlan, places: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+        return self._graphs.run("hidden", plan, places, positions, forward=self._forward)
 
     @torch.inference_mode()
-    def _forward(self, places: Tensor, positions: Tensor, plan: AttentionPlan) -> tuple[Tensor, ...]:
+    def _forward(self, plan: AttentionPlan, places: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         token_ids = read_tokens(self._batch.flat_tokens, places)
         return (self._model(token_ids, positions, kv=self._kv, plan=plan),)

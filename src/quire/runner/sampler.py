@@ -110,7 +110,7 @@ class Sampler:
         self._processors = build_logits_processors(vocab_size)
         self._active: list[dict[int, NewRow]] = [{} for _ in self._processors]
         self._extras = np.zeros(max_num_seqs, dtype=np.uint8)
-        self._wants: dict[int, int] = {}
+        self._running: set[int] = set()
         self.takes_largest = True
         """Whether no row wants more than its largest logit."""
         self.only_draws = False
@@ -127,7 +127,8 @@ class Sampler:
                 if processor.is_active(new.params):
                     active[new.row] = new
         for new in new_rows:
-            self._extras[new.row] = self._wants[new.row] = self._extras_of(new.row)
+            self._running.add(new.row)
+            self._extras[new.row] = self._extras_of(new.row)
         self._sum_up()
 
     def remove(self, rows: Sequence[int]) -> None:
@@ -135,15 +136,14 @@ class Sampler:
         if not rows:
             return
         self.state.remove(rows)
-        self._extras[list(rows)] = 0
-        for row in rows:
-            self._wants.pop(row, None)
-            for active in self._active:
+        self._running.difference_update(rows)
+        for active in self._active:
+            for row in rows:
                 active.pop(row, None)
         self._sum_up()
 
     def _sum_up(self) -> None:
-        wants = set(self._wants.values())
+        wants = set(self._extras[sorted(self._running)].tolist())
         self.takes_largest, self.only_draws = wants <= {0}, wants == {_RANDOM}
 
     def sample(self, logits: Tensor, batch: DrawBatch, found: Greedy) -> SampledTensors:

@@ -49,7 +49,7 @@ class Tiny:
         self.weight = torch.ones(WIDTH)
         self.kv = [torch.zeros(self.attention.kv_shape(80, PAGE, 1, SIZE)) for _ in range(2)]
 
-    def __call__(self, token_ids, positions, plan):
+    def __call__(self, plan, token_ids, positions):
         self.calls += 1
         x = ops.add(ops.packed_embedding(token_ids, self.table), ops.embedding(positions, self.positions))
         total = x
@@ -63,7 +63,7 @@ class Tiny:
         return ops.add_rms_norm(x, total, self.weight, eps=1e-5)[0]
 
     def step(self, rows):
-        """Inputs and plan for rows (first position, stop), each on pages of its own."""
+        """Plan and inputs for rows (first position, stop), each on pages of its own."""
         pages = [range(i * 20, i * 20 + 20) for i in range(len(rows))]
         places = [[r[p // PAGE] * PAGE + p % PAGE for p in range(*row)] for r, row in zip(pages, rows, strict=True)]
         batch = AttentionBatch(
@@ -74,7 +74,7 @@ class Tiny:
             page_size=PAGE,
         )
         positions = torch.cat([torch.arange(*row) for row in rows])
-        return positions * 7 % VOCAB, positions, self.attention.plan(batch)
+        return self.attention.plan(batch), positions * 7 % VOCAB, positions
 
 
 def run(graphs, model, step):
@@ -108,18 +108,18 @@ def test_replays_of_any_number_of_tokens_are_direct_runs_bit_for_bit():
 def test_a_step_without_tokens_and_one_of_exactly_the_capacity_are_replayed():
     model, same, graphs = Tiny(), Tiny(), CpuGraphs()
     for rows in ([(0, 64)], [], [(64, 128)]):
-        step = model.step(rows) if rows else (torch.zeros(0, dtype=torch.int64),) * 2 + (_empty_plan(model),)
+        step = model.step(rows) if rows else (_empty_plan(model), *(torch.zeros(0, dtype=torch.int64),) * 2)
         expected = same(*same.step(rows)) if rows else torch.zeros(0, WIDTH)
         assert torch.equal(run(graphs, model, step), expected)
 
 
 def test_inputs_that_change_in_place_and_others_beside_them_are_read_at_every_replay():
     """What a step draws with is an input like its positions."""
-    graphs, plan = CpuGraphs(), Tiny().step([(0, 1)])[2]
+    graphs, plan = CpuGraphs(), Tiny().step([(0, 1)])[0]
     places, positions, other = (torch.zeros(3, dtype=torch.int64) for _ in range(3))
     tables = [torch.arange(10.0).unsqueeze(1) * 10**i for i in range(3)]
 
-    def forward(places, positions, plan, other):
+    def forward(plan, places, positions, other):
         read = [ops.embedding(ids, table) for ids, table in zip((places, positions, other), tables, strict=True)]
         return (ops.add(ops.add(read[0], read[1]), read[2]),)
 
@@ -128,7 +128,7 @@ def test_inputs_that_change_in_place_and_others_beside_them_are_read_at_every_re
         positions += 2
         if step == 2:
             other = torch.tensor([7, 8, 9])
-        (found,) = graphs.run("sum", places, positions, plan, others=(other,), forward=forward)
+        (found,) = graphs.run("sum", plan, places, positions, other, forward=forward)
         assert found.flatten().tolist() == [step + 20 * step + 100 * o for o in other.tolist()]
     assert graphs.is_recording
 
@@ -265,14 +265,13 @@ def test_a_pass_that_ends_outside_the_ops_is_not_recorded(caplog):
     model, graphs = Tiny(), CpuGraphs()
     table = torch.randn(600, WIDTH)
     with caplog.at_level(logging.INFO):
-        ids, positions, plan = model.step([(0, 5)])
-        result = run(graphs, lambda ids, positions, plan: table[: len(ids)], (ids, positions, plan))
+        result = run(graphs, lambda plan, ids, positions: table[: len(ids)], model.step([(0, 5)]))
     assert torch.equal(result, table[:5])
     assert "what it returns is not the result of an op" in caplog.text
 
 
 def test_a_failure_while_recording_leaves_the_thread_running_ops(pool):
-    def fail(token_ids, positions, plan):
+    def fail(plan, token_ids, positions):
         raise KeyError("a bug in the model")
 
     model = Tiny()

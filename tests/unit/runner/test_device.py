@@ -80,7 +80,7 @@ def test_the_cpu_records_steps_where_the_kernels_are_built():
 
 def test_a_device_without_recordings_calls():
     ids, positions = torch.tensor([5]), torch.tensor([2])
-    (result,) = DirectGraphs().run("sum", ids, positions, None, forward=lambda i, p, plan: (i + p,))
+    (result,) = DirectGraphs().run("sum", None, ids, positions, forward=lambda plan, i, p: (i + p,))
     assert result.item() == 7
 
 

@@ -309,3 +309,24 @@ def test_a_row_taken_over_keeps_nothing_of_its_former_owner(bench):
     sampled = bench.add(0, greedy()).sample(descending(), [0])
     assert sampled.ids.tolist() == [0]
     assert sampled.logprobs is None
+
+
+def test_the_short_ways_are_open_while_all_rows_want_the_same_and_only_then(bench):
+    """The runner skips the sampler for them, so a row that wants more must close them, and open them when it ends."""
+
+    def ways():
+        return bench.sampler.takes_largest, bench.sampler.only_draws
+
+    greedy, random_ = SamplingParams(temperature=0.0), SamplingParams(temperature=0.7)
+    assert ways() == (True, False)
+    bench.add(0, random_).add(3, random_)
+    assert ways() == (False, True)
+    bench.add(1, greedy)
+    assert ways() == (False, False)
+    bench.sampler.remove([0, 3])
+    assert ways() == (True, False)
+    bench.add(0, SamplingParams(temperature=0.0, logprobs=1))
+    assert ways() == (False, False)
+    bench.sampler.remove([0, 1])
+    bench.add(0, SamplingParams(temperature=0.7, frequency_penalty=1.0))
+    assert ways() == (False, False)

@@ -46,7 +46,8 @@ inline void place_queries(PairPage, const Job& job, const float* const* q, Tile&
 
 // scores[row][key] = q . k for R rows and L lines of keys; line l's pair i of d is at keys[l] + i * stride.
 template <int R, int L, class Next>
-void score_pairs(const int32_t* q, int64_t pairs, const uint16_t* const* keys, int64_t stride, float* scores, Next& next) {
+void score_pairs(const int32_t* q, int64_t pairs, const uint16_t* const* keys, int64_t stride, float* scores,
+                 Next& next) {
   V16 sums[R][L];
   for (int r = 0; r < R; ++r)
     for (int l = 0; l < L; ++l) sums[r][l] = zero();

@@ -122,7 +122,7 @@ class NextBlock {
 
   void step(const char* const* at, int64_t size, int64_t& done) const {
     if (done == steps_) return;
-    for (int chunk = 0; chunk < kChunks; ++chunk) __builtin_prefetch(at[chunk] + done * size);
+    for (int chunk = 0; chunk < kChunks; ++chunk) fetch_close(at[chunk] + done * size);
     ++done;
   }
 
