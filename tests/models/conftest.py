@@ -101,12 +101,12 @@ class Driver:
         )
         with torch.inference_mode():
             plan = self.backend.plan(batch)
-            inputs = torch.tensor(ids), torch.tensor(positions), plan
-            (logits,) = self.graphs.run("logits", *inputs, forward=self._logits)
+            inputs = torch.tensor(ids), torch.tensor(positions)
+            (logits,) = self.graphs.run("logits", plan, *inputs, forward=self._logits)
             logprobs = logits.log_softmax(-1)
         self._commit(rows, counts, logprobs)
 
-    def _logits(self, token_ids, positions, plan):
+    def _logits(self, plan, token_ids, positions):
         return (self.model.logits(self.model(token_ids, positions, kv=self.kv, plan=plan)),)
 
     def _flat(self, rows, counts):

@@ -101,16 +101,16 @@ def test_a_recorded_pass_computes_what_one_op_after_another_does(path):
     kv = [torch.zeros(shape) for shape in shapes]
     calls = []
 
-    def forward(ids, positions, plan):
+    def forward(plan, ids, positions):
         calls.append(len(ids))
         return (model(ids, positions, kv=kv, plan=plan),)
 
     graphs = CpuGraphs()
     with torch.inference_mode():
         plan = model.context.attention.plan(batch)
-        expected = forward(ids, positions, plan)[0].clone()
+        expected = forward(plan, ids, positions)[0].clone()
         for _ in range(2):
-            (found,) = graphs.run("hidden", ids, positions, plan, forward=forward)
+            (found,) = graphs.run("hidden", plan, ids, positions, forward=forward)
             assert torch.equal(found, expected)
     # The second call recorded; one that could not be recorded would have called forward for every step.
     assert calls == [34, 64]

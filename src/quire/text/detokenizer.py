@@ -2,12 +2,14 @@
 
 The text of a sample is by definition the concatenation of the deltas, streamed or not (S28, REL-12). For the usual
 decoders that is the whole list decoded at once, minus the prompt; they differ only where a token list spells ill-formed
-UTF-8, because a character once sent cannot be unsent. Knows nothing of stop strings.
+UTF-8, because a character once sent cannot be unsent, and by a space where a tokenizer that takes spaces away meets six
+quotation marks in a row, because only a few tokens are looked back at. Knows nothing of stop strings.
 """
 
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Sequence
 from itertools import islice
 from typing import Protocol
@@ -18,6 +20,8 @@ from quire.text.tokenizer import Tokenizer
 REPLACEMENT = "\ufffd"
 _CONTEXT_TOKENS = 6
 """Tokens before the new ones that a decoder may look at (the space before a word, a joined suffix)."""
+_MAY_JOIN = re.compile(r" (n'?|'[vr]?)$")
+"""Ends before which `clean_up_tokenization_spaces` may yet take the space away ("1 '" and "1" are "1'1")."""
 _MAX_HELD_TOKENS = 8
 """A character is at most four bytes, hence four tokens; a token that *is* U+FFFD must not be held for ever."""
 
@@ -152,10 +156,10 @@ class _WindowStream:
 
     def _take(self, *, final: bool) -> str:
         text = self._decode(self._context + self._held)
-        is_broken = text.endswith(REPLACEMENT) and len(self._held) < _MAX_HELD_TOKENS
-        if is_broken and not final:
+        may_change = text.endswith(REPLACEMENT) or _MAY_JOIN.search(text) is not None
+        if may_change and len(self._held) < _MAX_HELD_TOKENS and not final:
             return ""
-        delta = text[len(self._context_text) :]
+        delta = _text_after(self._context_text, text)
         window = self._context + self._held
         self._context = window[-max(_CONTEXT_TOKENS, len(self._held)) :]
         self._held = []
@@ -164,3 +168,15 @@ class _WindowStream:
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, spaces_between_special_tokens=not self._joins)
+
+
+def _text_after(before: str, text: str) -> str:
+    """What `text` has beyond `before`, which it begins with but for spaces that it may have lost since."""
+    if text.startswith(before):
+        return text[len(before) :]
+    kept = len(before) - before.count(" ")
+    place = 0
+    while kept and place < len(text):
+        kept -= text[place] != " "
+        place += 1
+    return text[place:]

@@ -161,3 +161,19 @@ def test_work_per_token_does_not_grow_with_the_output(tokenizer_of):
     for token_id in list(range(3, 290)) * 4:
         detokenizer.push([token_id])
     assert 0 < longest <= 16
+
+
+@pytest.mark.parametrize(
+    "text", ["1'1", "1 ' 1", "do n't", "n", "'", "we 'v", "i 've 'n n' it's 'r 're", "' ' ' a ' n"]
+)
+def test_a_space_that_what_follows_takes_away_is_not_sent_before(tokenizer_of, text):
+    """S28: clean_up_tokenization_spaces rewrites text that is there already; nothing is lost, and nothing stays."""
+    tokenizer = tokenizer_of("word_piece")
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert "".join(stream(tokenizer, [], ids)) == tokenizer.decode(ids)
+
+
+def test_an_output_that_joins_the_end_of_the_prompt_is_whole(tokenizer_of):
+    tokenizer = tokenizer_of("word_piece")
+    prompt, output = (tokenizer.encode(text, add_special_tokens=False) for text in ("a '", "a"))
+    assert "".join(stream(tokenizer, prompt, output)) == "a"
