@@ -31,7 +31,9 @@ def _text(choices):
 
 def test_a_chat_stream_byte_by_byte(live_server, raw_post):
     """S30, S52: headers, framing, one identity, role, content, a finish of its own, the end mark, nothing after it."""
-    answer = raw_post(live_server.url, CHAT, _chat(stream=True, temperature=0, ignore_eos=True)).answer()
+    # Long enough to be under way for many reads of a client that is held up on a busy machine.
+    asked = _chat(stream=True, temperature=0, ignore_eos=True, max_tokens=1000)
+    answer = raw_post(live_server.url, CHAT, asked).answer()
     assert answer.status == 200
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["cache-control"] == "no-cache"
