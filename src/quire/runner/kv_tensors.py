@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from quire.attention.interface import AttentionBackend
+from quire.base.host_memory import zeroed_memory
 from quire.models.info import KVLayerSpec
 from quire.runner.sizing import kv_bytes
 
@@ -34,12 +34,11 @@ def allocate(
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A zeroed tensor. On the host its memory comes from the kernel page by page as KV is first written: a start need
-    not wait for gigabytes to be cleared, and an idle server does not hold what nobody uses yet."""
+    """A zeroed tensor; on the host, of memory that is taken as KV is first written."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)  # calloc, where torch.zeros writes
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    count = math.prod(shape)
+    return torch.frombuffer(zeroed_memory(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
 
 
 def copy_pages(kv: Sequence[torch.Tensor], pairs: Sequence[tuple[int, int]]) -> None:

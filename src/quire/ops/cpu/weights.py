@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import mmap
-
 import torch
 from torch import Tensor
 
+from quire.base.host_memory import zeroed_memory
 from quire.base.packed_layout import FORMATS as FORMATS
 from quire.base.packed_layout import PANEL
 from quire.base.packed_layout import packed_bytes as packed_bytes
@@ -27,10 +26,9 @@ class PackedMatrix:
         size = count * packed_bytes(rows, columns, weight_format)
         per_panel = library.quire_panel_bytes(FORMATS[weight_format], columns)
         assert size == count * per_panel * -(-rows // PANEL), "csrc/packed.h and base/packed_layout.py disagree"
-        # Pages of zeros that take memory when they are written, so none where kept weights come in their place. Zeros
-        # remain as the last panel's missing columns. The spare line is there because the kernels load whole lines.
-        pages = mmap.mmap(-1, size + _LINE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self.storage = torch.frombuffer(pages, dtype=torch.uint8, count=size)
+        # Takes no memory where kept weights come in its place. Zeros remain as the last panel's missing columns. The
+        # spare line is there because the kernels load whole lines.
+        self.storage = torch.frombuffer(zeroed_memory(size + _LINE_BYTES), dtype=torch.uint8, count=size)
 
     def fill(self, tensor: Tensor, first_row: int, *, index: int = 0) -> None:
         """Pack `tensor` [n, columns] as the rows from `first_row` on, of matrix `index`."""

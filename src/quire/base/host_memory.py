@@ -1,0 +1,16 @@
+"""Large blocks of host memory straight from the operating system."""
+
+from __future__ import annotations
+
+import mmap
+
+
+def zeroed_memory(size: int) -> mmap.mmap:
+    """At least `size` bytes of zeros, aligned to a page of the system; freed with the last view of them.
+
+    Memory is taken page by page as it is first written: a start need not wait for gigabytes to be cleared, and an idle
+    server does not hold what nobody uses yet. The pages are the system's small ones. numpy asks for huge ones, whose
+    first write clears two megabytes at once: the steps of a server then stall for as many of them as there are layers,
+    and on virtual machines, whose host has to find the memory first, for hundreds of milliseconds.
+    """
+    return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
