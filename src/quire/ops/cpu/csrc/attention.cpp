@@ -371,6 +371,7 @@ int64_t attend_cut(const Job& job, const Context& c, const CutTasks& cut, Tile& 
   float* shared = reinterpret_cast<float*>(c.shared + kDoneBytes);
   int64_t index = 0, total = cut.partitions[cut.count];
   for (int64_t i = c.take(total); i >= 0; i = c.take(total)) {
+    if (i < cut.partitions[index]) index = 0;
     while (i >= cut.partitions[index + 1]) ++index;
     const Task& task = cut.tasks[index];
     int64_t piece = i - cut.partitions[index], pieces = cut.partitions[index + 1] - cut.partitions[index];
@@ -385,6 +386,32 @@ int64_t attend_cut(const Job& job, const Context& c, const CutTasks& cut, Tile& 
   }
   return total;
 }
+
+// The tasks of the rows with several tokens.
+struct Prompts {
+  const Plan& plan;
+  const Cut& cut;
+  int64_t count = 0;
+
+  Prompts(const Plan& p, const Cut& c) : plan(p), cut(c), row_(p.num_rows - 1) {
+    for (int64_t row = 0; row < plan.num_rows; ++row) count += tasks(row);
+  }
+  // Mostly called with ascending numbers.
+  Task task(int64_t index) {
+    if (index < before_) {
+      row_ = plan.num_rows - 1;
+      before_ = 0;
+    }
+    for (; index >= before_ + tasks(row_); --row_) before_ += tasks(row_);
+    return cut.task(row_, plan.query_lens[row_], index - before_);
+  }
+
+ private:
+  int64_t tasks(int64_t row) const {
+    return plan.query_lens[row] > 1 ? cut.tiles(plan.query_lens[row]) * cut.lanes : 0;
+  }
+  int64_t row_, before_ = 0;  // the row of the last task, and the tasks of those in front of it
+};
 
 // K and V of the token t of the step into their pages.
 template <class Page>
@@ -411,19 +438,14 @@ int64_t run(const Job& job, const Context& c) {
   CutTasks few;
   if (few.find(job, c, cut)) return attend_cut<Page>(job, c, few, tile);
   Decodes decodes(plan, cut, c.threads);
-  int64_t prompts = 0;
-  for (int64_t row = 0; row < plan.num_rows; ++row)
-    if (plan.query_lens[row] > 1) prompts += cut.tiles(plan.query_lens[row]) * cut.lanes;
-  int64_t total = prompts + decodes.tasks(), before = 0, task = c.take(total);
-  // Prompts first: their tasks are the largest.
-  for (int64_t row = plan.num_rows - 1; row >= 0 && task >= 0 && task < prompts; --row) {
-    if (plan.query_lens[row] <= 1) continue;
-    int64_t tasks = cut.tiles(plan.query_lens[row]) * cut.lanes;
-    for (; task >= 0 && task < before + tasks; task = c.take(total))
-      attend<Page>(job, plan, cut.task(row, plan.query_lens[row], task - before), tile);
-    before += tasks;
+  Prompts prompts(plan, cut);
+  int64_t total = prompts.count + decodes.tasks();
+  for (int64_t task = c.take(total); task >= 0; task = c.take(total)) {
+    if (task < prompts.count)
+      attend<Page>(job, plan, prompts.task(task), tile);
+    else
+      attend_decodes<Page>(job, plan, cut, decodes, task - prompts.count, tile);
   }
-  for (; task >= 0; task = c.take(total)) attend_decodes<Page>(job, plan, cut, decodes, task - prompts, tile);
   return total;
 }
 

@@ -71,7 +71,8 @@ Tasks tasks_of(const Job& job, const Tiles& t, int64_t threads) {
   }
   int64_t parts = (panels + kPanelsPerTask - 1) / kPanelsPerTask;
   int64_t enough = std::clamp<int64_t>(12 * threads / parts, 1, std::max<int64_t>(1, t.count / 4));
-  return {parts, std::max(enough, (t.count + kTilesPerTask - 1) / kTilesPerTask)};
+  int64_t tiles = std::max(enough, (t.count + kTilesPerTask - 1) / kTilesPerTask), even = rounded_up(tiles, threads);
+  return {parts, even * kTilesPerTask <= 2 * t.count ? even : tiles};  // a range of rows for each thread, if long enough
 }
 
 }  // namespace

@@ -149,7 +149,7 @@ int64_t multiply(const Layout& l, const Product& product, int64_t pieces, const 
     int64_t e = l.active[i], first = l.starts[e] + piece * most, count = std::min(most, l.starts[e + 1] - first);
     Op op = product.of(e, first, from, std::min(from + step, panels));
     Phases own;
-    own.start();
+    own.start(1);
     Progress progress{};
     Context alone{0, 1, count, nullptr, &own, &progress, nullptr, c.local};
     alone.meet(linear(op, alone));

@@ -56,17 +56,18 @@ struct Plan {
 // The phases of a run, one after the other. Threads take a phase's tasks one by one, and the phase is over when all its
 // tasks are done, whoever did them: a thread that the system holds up keeps the others waiting only for the one task it
 // may have in hand, and passes by the phases that ended without it.
+//
+// The tasks are shared out in ranges, and a thread that has no more of its own takes the last ones of another's. So
+// neighbouring tasks mostly stay with one thread: two that write lines of memory side by side slow each other down, and
+// what a thread wrote in one phase it finds in its cache in the next.
 class Phases {
  public:
   static constexpr int64_t kNone = -1;
 
   // Before the first thread comes.
-  void start() {
-    next_.store(0, std::memory_order_relaxed);
-    done_.store(0, std::memory_order_relaxed);
-  }
-  // The next of `total` tasks of a phase; kNone when all are taken or the phase is over.
-  int64_t take(uint32_t phase, int64_t total);
+  void start(int threads);
+  // The next of `total` tasks of a phase, below 2^20; kNone when all are taken or the phase is over.
+  int64_t take(uint32_t phase, int64_t total, int thread);
   // One task of the phase is done; whoever took it says so.
   void finish() { done_.fetch_add(1, std::memory_order_acq_rel); }
   // Returns when the phase is over. What its tasks wrote is visible then.
@@ -76,8 +77,21 @@ class Phases {
   std::atomic<int64_t> notes[2];
 
  private:
-  // The number of the phase above, how many of its tasks are taken or done below.
-  std::atomic<uint64_t> next_{0}, done_{0};
+  static constexpr int kMostRanges = 16;  // more threads than that share them: looking for tasks has to stay cheap
+
+  // What is taken of a range: the number of the phase, then how many of the first and how many of the last tasks.
+  struct alignas(64) Taken {
+    std::atomic<uint64_t> word{0};
+  };
+
+  int64_t take_from(int range, uint32_t phase, int64_t total, bool is_own);
+  void open(uint32_t phase);
+
+  Taken taken_[kMostRanges];
+  int threads_ = 1, ranges_ = 1;
+  alignas(64) std::atomic<uint32_t> phase_{0};
+  // The number of the phase above, how many of its tasks are done below.
+  std::atomic<uint64_t> done_{0};
 };
 
 // Where a thread is in the phases.
@@ -100,7 +114,7 @@ struct Context {
   // The next of so many tasks that no thread has taken, or -1; the one before it is done.
   int64_t take(int64_t total) const {
     finish();
-    int64_t task = phases->take(progress->phase, total);
+    int64_t task = phases->take(progress->phase, total, thread);
     progress->has_task = task >= 0;
     return task;
   }

@@ -53,6 +53,9 @@ extern const KernelTable table;
 
 namespace {
 
+// Of a range's word: two counts of tasks, and the number of the phase above them.
+constexpr int kCountBits = 20, kPhaseShift = 2 * kCountBits;
+constexpr uint64_t kCountMask = (uint64_t(1) << kCountBits) - 1;
 // Turns of a waiting loop before the core is offered to others: a few microseconds.
 constexpr int kTurnsBeforeYield = 4000;
 // Yields between calls before a thread goes to sleep: some tens of microseconds when nobody else wants the core.
@@ -99,25 +102,50 @@ Memory allocate(size_t bytes) {
 
 }  // namespace
 
-int64_t Phases::take(uint32_t phase, int64_t total) {
-  uint64_t word = next_.load(std::memory_order_acquire);
+void Phases::start(int threads) {
+  threads_ = threads;
+  ranges_ = threads < kMostRanges ? threads : kMostRanges;
+  done_.store(0, std::memory_order_relaxed);
+  open(0);
+}
+
+void Phases::open(uint32_t phase) {
+  // Nobody takes of a phase before it is open, and who is late in the one before finds nothing left.
+  for (int i = 0; i < ranges_; ++i)
+    taken_[i].word.store(uint64_t(phase) << kPhaseShift, std::memory_order_relaxed);
+  phase_.store(phase, std::memory_order_release);
+}
+
+int64_t Phases::take(uint32_t phase, int64_t total, int thread) {
+  int own = thread * ranges_ / threads_;
+  for (int i = 0, range = own; i < ranges_; ++i, range = range + 1 < ranges_ ? range + 1 : 0) {
+    int64_t task = take_from(range, phase, total, range == own);
+    if (task != kNone) return task;
+  }
+  return kNone;
+}
+
+int64_t Phases::take_from(int range, uint32_t phase, int64_t total, bool is_own) {
+  std::atomic<uint64_t>& taken = taken_[range].word;
+  const int64_t from = total * range / ranges_, to = total * (range + 1) / ranges_;
+  uint64_t word = taken.load(std::memory_order_acquire);
   for (;;) {
-    if (uint32_t(word >> 32) != phase || int64_t(uint32_t(word)) >= total) return kNone;
-    if (next_.compare_exchange_weak(word, word + 1, std::memory_order_acq_rel, std::memory_order_acquire))
-      return int64_t(uint32_t(word));
+    int64_t first = int64_t(word >> kCountBits & kCountMask), last = int64_t(word & kCountMask);
+    if (word >> kPhaseShift != (uint64_t(phase) << kPhaseShift) >> kPhaseShift || first + last >= to - from) return kNone;
+    uint64_t next = word + (is_own ? uint64_t(1) << kCountBits : 1);
+    if (taken.compare_exchange_weak(word, next, std::memory_order_acq_rel, std::memory_order_acquire))
+      return is_own ? from + first : to - 1 - last;
   }
 }
 
 void Phases::wait(uint32_t phase, int64_t total) {
   const uint64_t before = uint64_t(phase) << 32, after = uint64_t(phase + 1) << 32;
-  for (int turn = 0; uint32_t(next_.load(std::memory_order_acquire) >> 32) == phase; ++turn) {
+  for (int turn = 0; phase_.load(std::memory_order_acquire) == phase; ++turn) {
     // One of the threads that see the last task done opens the next phase.
     uint64_t all = before | uint64_t(total);
     if (done_.load(std::memory_order_acquire) == all &&
-        done_.compare_exchange_strong(all, after, std::memory_order_acq_rel)) {
-      next_.store(after, std::memory_order_release);
-      return;
-    }
+        done_.compare_exchange_strong(all, after, std::memory_order_acq_rel))
+      return open(phase + 1);
     QUIRE_PAUSE();
     // Whoever has the missing task may be waiting for this very core.
     if (turn > kTurnsBeforeYield) std::this_thread::yield();
@@ -182,7 +210,7 @@ class Engine {
   }
 
   void everyone() {
-    phases_.start();
+    phases_.start(threads_);
     // From here on workers may come in; those that sleep are woken, and missed by nobody if they come late or never.
     uint64_t generation = (state_.load(std::memory_order_relaxed) >> 32) + 1;
     state_.store(generation << 32 | kOpen, std::memory_order_seq_cst);
