@@ -53,6 +53,19 @@ def test_callers_from_several_threads_do_not_disturb_each_other(pool, random):
     assert wrong == []
 
 
+@pytest.mark.parametrize("threads", [3, 16, 37])
+def test_every_task_is_done_once_however_many_threads_share_the_ranges(isa, random, threads):
+    """REL-15: fewer tasks than threads, more threads than ranges of tasks, tasks taken from another's range."""
+    weight, inputs = random(130, 400), [random(rows, 400) for rows in (1, 5, 33, 300)]
+    with using(Pool(1, isa)):
+        expected = [product(x, weight) for x in inputs]
+    with using(Pool(threads, isa)):
+        for _ in range(5):
+            assert all(torch.equal(product(x, weight), whole) for x, whole in zip(inputs, expected, strict=True))
+            total = table.add(inputs[3], inputs[3])
+            assert torch.equal(total, inputs[3] * 2)
+
+
 def test_idle_threads_use_no_processor(isa, random):
     """S9: an engine without requests leaves the cores to others."""
     with using(Pool(4, isa)):
