@@ -23,6 +23,8 @@ from torch import Tensor
 
 from quire.ops.cpu.library import OpRecord, PackRecord, PlanRecord, chosen_instruction_set, load_library
 
+_ALIGNMENT = 64
+
 
 class NotReplayableError(Exception):
     """The pass being recorded does something that a replay with another number of tokens could not do."""
@@ -182,6 +184,8 @@ class Recording:
         fitting = [i for i, block in enumerate(self._free) if block.size >= size]
         if fitting:
             return self._free.pop(min(fitting, key=lambda i: self._free[i].size))
-        block = torch.empty(size, dtype=torch.uint8).numpy()  # begins at a line; numpy's own would ask for huge pages
+        raw = np.empty(size + _ALIGNMENT, dtype=np.uint8)
+        start = -raw.ctypes.data % _ALIGNMENT
+        block = raw[start : start + size]
         self._blocks.append(block)
         return block
