@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+from contextlib import suppress
 
 
 def zeroed_memory(size: int) -> mmap.mmap:
@@ -13,4 +14,8 @@ def zeroed_memory(size: int) -> mmap.mmap:
     first write clears two megabytes at once: the steps of a server then stall for as many of them as there are layers,
     and on virtual machines, whose host has to find the memory first, for hundreds of milliseconds.
     """
-    return mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # from a kernel that is built without huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return memory
