@@ -31,3 +31,9 @@ def test_memory_is_taken_a_small_page_at_a_time():
     for at in range(0, 256 << 20, 8 << 20):
         memory[at] = 1
     assert resident() - before < 32 << 20
+
+
+def test_memory_that_is_not_to_be_had_is_a_memory_error_as_from_any_allocator():
+    """Whoever runs out of memory is told so by what catches MemoryError; the system's own error is another."""
+    with pytest.raises(MemoryError, match=f"{1 << 60} bytes"):
+        zeroed_memory(1 << 60)
