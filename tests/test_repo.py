@@ -433,7 +433,7 @@ def test_dependencies_are_ranges():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]
     assert [one for group in groups for one in group if re.search(r"==|~=|===", one)] == []
-    assert len(project["dependencies"]) <= 12
+    assert len(project["dependencies"]) <= 13  # grammars and forms are read by libraries
 
 
 def _keyword(call: ast.Call, name: str):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quire.base.outputs import RequestOutput as RequestOutput
     from quire.base.sampling import BeamSearchParams as BeamSearchParams
     from quire.base.sampling import SamplingParams as SamplingParams
+    from quire.base.structured import StructuredOutputsParams as StructuredOutputsParams
     from quire.engine.async_engine import AsyncEngine as AsyncEngine
     from quire.engine.llm import LLM as LLM
 
@@ -26,6 +27,7 @@ _HOMES = {
     "EngineConfig": "quire.base.config",
     "SamplingParams": "quire.base.sampling",
     "BeamSearchParams": "quire.base.sampling",
+    "StructuredOutputsParams": "quire.base.structured",
     "RequestOutput": "quire.base.outputs",
     "CompletionOutput": "quire.base.outputs",
     "Logprob": "quire.base.outputs",

@@ -196,7 +196,14 @@ def test_echoed_logprobs_begin_with_null(live_server):
         ({"stop_token_ids": [-1]}, 400, None, "stop_token_ids"),
         ({"top_logprobs": 21, "logprobs": True}, 400, None, "top_logprobs"),
         ({"top_logprobs": 2}, 400, None, "top_logprobs"),
-        ({"response_format": {"type": "json_object"}}, 400, "unsupported_value", "response_format"),
+        ({"response_format": {"type": "xml"}}, 400, "unsupported_value", "response_format.type"),
+        ({"structured_outputs": {"regex": "("}}, 400, "invalid_grammar", "structured_outputs"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"not": {}}}}},
+            400,
+            "invalid_grammar",
+            "response_format",
+        ),
         ({"no_such_field": 1}, 400, "unknown_parameter", "no_such_field"),
     ],
 )

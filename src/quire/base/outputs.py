@@ -10,6 +10,9 @@ class FinishReason(StrEnum):
     """Why a sample ended."""
 
     STOP = "stop"
+    """The last token is an end-of-sequence or stop token, and no part of the text."""
+    COMPLETE = "complete"
+    """Nothing could be added under the output's grammar: the last token is part of the text, and users read `stop`."""
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from quire.base.constraint import TokenConstraint
 from quire.base.outputs import FinishReason, RequestMetrics
 from quire.base.sampling import SamplingParams
 
@@ -34,6 +35,8 @@ class EngineRequest:
     cache_salt: str | None = None
     """Requests share cached pages only under equal salts."""
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
+    grammar: str | None = None
+    """What the output must follow, as `text/grammar.py` writes it; it has been compiled before, to see that it can."""
 
 
 class RequestStatus(StrEnum):
@@ -63,6 +66,8 @@ class Request:
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
     stop_token_ids: frozenset[int] = frozenset()
     """The request's own stop tokens; end-of-sequence ids are apart because `ignore_eos` drops only those."""
+    constraint: TokenConstraint | None = None
+    """Which tokens it may draw; knows every output token that the host knows."""
     eos_token_ids: frozenset[int] = frozenset()
 
     status: RequestStatus = RequestStatus.WAITING

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quire.base.errors import InvalidRequestError
+from quire.base.structured import StructuredOutputsParams
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
@@ -105,6 +106,8 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     include_stop_str_in_output: bool = False
     skip_reading_prefix_cache: bool = False
+    structured_outputs: StructuredOutputsParams | None = None
+    """What the whole output must be: JSON under a schema, a match of a regular expression, and so on."""
 
     def __post_init__(self) -> None:
         """Normalise lists and refuse what cannot be honoured."""

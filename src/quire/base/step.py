@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from quire.base.constraint import TokenConstraint
 from quire.base.outputs import TokenLogprobs
 from quire.base.sampling import SamplingParams
 
@@ -33,6 +34,8 @@ class NewRow:
     stop_ids: tuple[int, ...] = ()
     """Ids that may not be drawn before `params.min_tokens` output tokens (end of sequence and stop tokens)."""
     bad_words: tuple[tuple[int, ...], ...] = ()
+    is_constrained: bool = False
+    """Every step in which the row draws brings its constraint."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,6 +57,8 @@ class SchedulerOutput:
     """(row, position in the page table, new page) after copy-on-write of a shared page of a running row."""
     page_copies: list[tuple[int, int]] = field(default_factory=list)
     """(source, destination) pages, copied whole, all layers, before anything is written."""
+    constraints: list[tuple[int, TokenConstraint]] = field(default_factory=list)
+    """(row, constraint) of the rows that draw under one; the runner asks it for its mask while the device computes."""
 
     @property
     def num_tokens(self) -> int:

@@ -23,7 +23,7 @@ from quire.engine.info import EngineInfo
 from quire.engine.messages import AddMessage, StepMessage
 from quire.engine.open_requests import OpenRequests, OutputStream
 from quire.engine.process import EngineProcess
-from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, check_remote_logprobs
+from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, check_remote_logprobs, grammar_checker
 from quire.models.hub import local_directory
 from quire.text.chat import ChatTemplate
 from quire.text.messages import to_template_messages
@@ -55,6 +55,7 @@ class AsyncEngine:
         self.requests = OpenRequests(client.send)
         self._client = client
         self._preparer = RequestPreparer(info, tokenizer)
+        self._grammars = grammar_checker(info)
 
     @classmethod
     async def start(
@@ -173,6 +174,9 @@ class AsyncEngine:
         prepared = self._preparer.prepare(prompt, params, request_id=request_id, options=RequestOptions(**options))
         if self._client.is_remote:
             check_remote_logprobs(prepared.engine)
+        if prepared.engine.grammar is not None:
+            await asyncio.wrap_future(self._grammars.submit(prepared.engine.grammar))
+            self._check_accepting()
         opened = self.requests.add(RequestCollector(prepared, self.tokenizer, delta=delta))
         self._client.send(AddMessage([prepared.engine]))
         return OutputStream(self.requests, opened)
@@ -193,6 +197,7 @@ class AsyncEngine:
         """End the engine; requests that are still open end with an error."""
         self.requests.fail_all(EngineDeadError("the engine was closed"))
         self.failure = self.failure or "closed"
+        self._grammars.close()
         await self._client.close()
 
     def on_step(self, message: StepMessage) -> None:

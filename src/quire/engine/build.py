@@ -9,6 +9,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -36,6 +37,12 @@ from quire.runner.kv_tensors import allocate
 from quire.runner.model_runner import ModelRunner
 from quire.scheduler.budget import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
+from quire.text.grammar_matcher import GrammarCompiler
+from quire.text.grammar_vocabulary import build_vocabulary
+from quire.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +154,19 @@ def _assemble(
         ),
     )
     ledger.phase("allocate KV pages")
-    return EngineCore(build_scheduler(info, resolved), runner, overlap=resolved.async_scheduling, debug=resolved.debug)
+    return EngineCore(
+        build_scheduler(info, resolved),
+        runner,
+        grammars=GrammarCompiler(lambda: _vocabulary(info, resolved)),
+        overlap=resolved.async_scheduling,
+        debug=resolved.debug,
+    )
+
+
+def _vocabulary(info: ModelInfo, resolved: ResolvedConfig) -> LLTokenizer:
+    """The vocabulary for grammars, once a request brings one."""
+    tokenizer = Tokenizer.load(resolved.tokenizer_path)
+    return build_vocabulary(tokenizer, num_rows=info.vocab_rows, eos_token_ids=info.eos_token_ids)
 
 
 def build_scheduler(info: ModelInfo, resolved: ResolvedConfig) -> Scheduler:

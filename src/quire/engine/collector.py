@@ -185,7 +185,9 @@ class SampleCollector:
         if self._detokenizer is not None and not self._add_checked(self._detokenizer.flush()):
             self._held.text.append(self._stops.flush())
         if self.finish_reason is None and output.finish_reason is not None:
-            self.finish_reason, self.stop_reason = output.finish_reason.value, output.stop_reason
+            reason = output.finish_reason
+            self.finish_reason = (FinishReason.STOP if reason is FinishReason.COMPLETE else reason).value
+            self.stop_reason = output.stop_reason
 
 
 class RequestCollector:

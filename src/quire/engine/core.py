@@ -13,8 +13,10 @@ from quire.base.metrics import EngineStats
 from quire.base.outputs import TokenOutput
 from quire.base.request import EngineRequest
 from quire.base.step import SampledTokens, SchedulerOutput
+from quire.engine.grammar_gate import GrammarGate, GrammarReady
 from quire.engine.messages import AbortMessage, AddMessage, StopMessage, ToEngine
 from quire.scheduler.scheduler import Scheduler
+from quire.text.grammar_matcher import GrammarCompiler, no_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -50,10 +52,19 @@ class FailedLaunch:
 class EngineCore:
     """The step loop. One thread owns it; everything else puts messages in its inbox."""
 
-    def __init__(self, scheduler: Scheduler, runner: StepRunner, *, overlap: bool = False, debug: bool = False) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        *,
+        grammars: GrammarCompiler | None = None,
+        overlap: bool = False,
+        debug: bool = False,
+    ) -> None:
         self.scheduler = scheduler
         self.runner = runner
-        self.inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ToEngine | GrammarReady] = queue.SimpleQueue()
+        self._gate = GrammarGate(grammars or GrammarCompiler(no_vocabulary), self._notify)
         self._take_step = self.step_overlapped if overlap else self.step
         self.is_stopped = False
         self._in_flight: tuple[SchedulerOutput, PendingStep] | None = None
@@ -65,6 +76,8 @@ class EngineCore:
 
     def advance(self) -> list[TokenOutput]:
         """Take one step, plain or overlapped as chosen at the start, and count its time."""
+        if len(self._gate) and not (self.has_work or self._ended):  # nothing to do but to wait for a grammar
+            self._handle(self.inbox.get())
         began = time.perf_counter()
         try:
             return self._take_step()
@@ -158,7 +171,7 @@ class EngineCore:
             self._handle(self.inbox.get())
         self._ended += self.scheduler.expire()
 
-    def _handle(self, message: ToEngine) -> None:
+    def _handle(self, message: ToEngine | GrammarReady) -> None:
         match message:
             case AddMessage(requests):
                 for request in requests:
@@ -166,14 +179,23 @@ class EngineCore:
             case AbortMessage(request_ids, samples):
                 self._ended += self.scheduler.abort(request_ids)
                 self._ended += self.scheduler.abort_samples(samples)
+                self._ended += self._gate.abort(request_ids)
+            case GrammarReady(request_id):
+                self._ended += self._gate.release(request_id, self.scheduler.add)
             case StopMessage():
                 self.is_stopped = True
 
     def _add(self, request: EngineRequest) -> None:
         try:
-            self._ended += self.scheduler.add(request)
+            if request.grammar is None:
+                self._ended += self.scheduler.add(request)
+            else:
+                self._gate.hold(request)
         except ValueError as error:  # a message that came twice: the first one counts, and the others' requests go on
             logger.error("request dropped: %s", error)
+
+    def _notify(self, ready: GrammarReady) -> None:
+        self.inbox.put(ready)  # the inbox of that moment: a worker puts its own in place
 
     def _take_ended(self) -> list[TokenOutput]:
         ended, self._ended = self._ended, []

@@ -21,7 +21,7 @@ from quire.engine.collector import RequestCollector
 from quire.engine.interrupts import InterruptBetweenSteps
 from quire.engine.messages import AbortMessage, AddMessage
 from quire.engine.open_requests import failure_of
-from quire.engine.requests import Prompt, RequestOptions, RequestPreparer
+from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, grammar_checker
 from quire.text.chat import ChatTemplate
 from quire.text.messages import ContentFormat, to_template_messages
 from quire.text.tokenizer import Tokenizer
@@ -46,6 +46,7 @@ class LLM:
         self.chat_template = ChatTemplate.load(self.info.tokenizer_path, override_path=config.model.chat_template)
         self._preparer = RequestPreparer(self.info, self.tokenizer)
         self._ids = itertools.count()
+        self._grammars = grammar_checker(self.info)
         self._unusable: str | None = None
         self._is_stepping = False
 
@@ -90,6 +91,8 @@ class LLM:
         for i, (prompt, one) in enumerate(zip(batch, params, strict=True)):
             options = RequestOptions(priority=priority[i] if priority else 0, cache_salt=cache_salt, caps_length=True)
             prepared = self._preparer.prepare(prompt, one, request_id=str(next(self._ids)), options=options)
+            if prepared.engine.grammar is not None:
+                self._grammars.check(prepared.engine.grammar)
             collectors.append(RequestCollector(prepared, self.tokenizer))
         self._run(collectors, use_tqdm=use_tqdm)
         return [collector.take() for collector in collectors]
@@ -172,6 +175,7 @@ class LLM:
         if self._unusable is None:
             self._unusable = reason
             del self._core
+            self._grammars.close()
 
     def _run(self, collectors: list[RequestCollector], *, use_tqdm: bool | Callable[..., Any]) -> None:
         open_requests = {collector.engine_id: collector for collector in collectors}

@@ -13,6 +13,8 @@ from quire.base.errors import ContextLengthError, InvalidRequestError
 from quire.base.request import EngineRequest
 from quire.base.sampling import ALL_LOGPROBS, SamplingParams, check_token_ids
 from quire.engine.info import EngineInfo
+from quire.text.grammar import grammar_of
+from quire.text.grammar_checker import GrammarChecker
 from quire.text.tokenizer import Tokenizer
 
 MAX_LOGPROBS_BYTES = 64 * 2**20
@@ -83,6 +85,7 @@ class RequestPreparer:
         params = params.clone()
         check_token_ids("prompt", ids, self._info.vocab_rows)
         params.check_ids(self._info.vocab_rows)
+        structured, params.structured_outputs = params.structured_outputs, None
         if options.cache_salt is not None and not options.cache_salt:
             raise InvalidRequestError("cache_salt must be a non-empty string", param="cache_salt")
         number = next(self._numbers)
@@ -98,6 +101,7 @@ class RequestPreparer:
             deadline=None if options.timeout is None else now + options.timeout,
             cache_salt=options.cache_salt,
             bad_words_token_ids=self._bad_words(params.bad_words),
+            grammar=None if structured is None else grammar_of(structured),
         )
         return PreparedRequest(request, text, request_id)
 
@@ -132,6 +136,11 @@ class RequestPreparer:
         spellings = [spelling for word in words for spelling in (word.lstrip(), " " + word.lstrip())]
         encoded = (tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
         return [list(ids) for ids in dict.fromkeys(encoded) if ids]
+
+
+def grammar_checker(info: EngineInfo) -> GrammarChecker:
+    """What tries out grammars for an engine's tokenizer before the engine gets them."""
+    return GrammarChecker(info.tokenizer_path, num_rows=info.vocab_rows, eos_token_ids=info.eos_token_ids)
 
 
 def check_remote_logprobs(request: EngineRequest) -> None:

@@ -27,6 +27,7 @@ from quire.base.collection import uncollected
 from quire.base.config import EngineConfig
 from quire.base.errors import QuireError
 from quire.base.log import configure_logging
+from quire.engine.grammar_gate import GrammarReady
 from quire.engine.messages import (
     MAX_FRAME_BYTES,
     FrameError,
@@ -145,7 +146,7 @@ def main() -> int:
 
 
 def _serve(link: FrontEndLink, build: Callable[[Callable[[str], None]], tuple[EngineCore, EngineInfo]]) -> int:
-    inbox: queue.SimpleQueue[ToEngine] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[ToEngine | GrammarReady] = queue.SimpleQueue()
     settled = threading.Event()
     threading.Thread(target=_read_messages, args=(link, inbox.put, settled), name="inbox", daemon=True).start()
     try:

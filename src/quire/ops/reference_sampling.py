@@ -132,6 +132,13 @@ def _nucleus(ranked: Tensor, limit: Tensor, share: Tensor, totals: Tensor) -> Te
     return ranked * (before.double() < (share * total.double()).unsqueeze(-1))
 
 
+def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor) -> None:
+    """See `quire.ops.sampling.mask_tokens`."""
+    bits = torch.arange(32, device=masks.device, dtype=torch.int32)
+    is_allowed = ((masks.unsqueeze(-1) >> bits) & 1).bool().flatten(1)[:, : logits.shape[-1]]  # [C, V]
+    logits.index_copy_(0, lines, logits.index_select(0, lines).masked_fill_(~is_allowed, float("-inf")))
+
+
 def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: Tensor, penalties: Tensor) -> Tensor:
     """See `quire.ops.sampling.penalize`."""
     columns = torch.arange(tokens.shape[1], device=tokens.device)

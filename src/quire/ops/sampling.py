@@ -83,6 +83,14 @@ def append_tokens(tokens: Tensor, places: Tensor, ids: Tensor) -> None:
     _body(tokens.device.type, "append_tokens")(tokens, places, ids)
 
 
+def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor) -> None:
+    """Allow some tokens only: logits [R, V] float32, in place; lines [C] int64, masks [C, ⌈V / 32⌉] int32.
+
+    Line lines[c] keeps token v where bit v mod 32 of word ⌊v / 32⌋ of masks[c] is set; its other logits become -∞.
+    """
+    _body(logits.device.type, "mask_tokens")(logits, lines, masks)
+
+
 def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: Tensor, penalties: Tensor) -> Tensor:
     """Make tokens that occurred less likely: logits [R, V] float32 → [R, V], the input is not changed.
 

@@ -45,13 +45,6 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     annotations: list[Any] | None = None
 
 
-class ResponseFormat(msgspec.Struct):
-    """The shape asked of the answer."""
-
-    type: str
-    json_schema: Any = None
-
-
 class Tool(msgspec.Struct):
     """A tool the model may be told about."""
 
@@ -66,7 +59,6 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    response_format: ResponseFormat | None = None
     tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None

@@ -91,6 +91,7 @@ class ModelRunner:
 
     def _update_rows(self, work: SchedulerOutput) -> None:
         """Apply a step's changes to the rows."""
+        self._sampler.constrain(work.constraints)
         if work.freed_rows or work.new_rows or work.page_copies:
             self._change_rows(work)
         self._batch.extend(work)

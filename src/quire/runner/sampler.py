@@ -1,7 +1,7 @@
 """Draws the next token of each row, in a fixed order of steps; how a step is computed stands in `ops/sampling.py`.
 
 1. log-probabilities of rows that asked, from the unchanged logits;
-2. allowed_token_ids, bad_words, logit_bias, min_tokens; 3. registered processors; 4. penalties;
+2. the grammar's mask, allowed_token_ids, bad_words, logit_bias, min_tokens; 3. registered processors; 4. penalties;
 5. greedy rows take the largest logit, the lowest id of equals;
 6. the others: temperature, min_p, top_k, top_p, and a draw with the random number of (seed, position of the token).
 
@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from quire.base.constraint import TokenConstraint
 from quire.base.step import NewRow
 from quire.ops import sampling as ops
 from quire.runner.device import Device
 from quire.runner.logits_processor import LogitsProcessor, RowContext, build_logits_processors
 from quire.runner.sampling_state import RowControls, SamplingState
+from quire.runner.token_masks import TokenMasks
 
 _MINUS_INFINITY = float("-inf")
 _LOGPROBS, _CHANGES, _RANDOM = 1, 2, 4
@@ -43,7 +45,8 @@ class RowStatus(IntEnum):
 
 STATUS_TEXT = {
     RowStatus.NOT_FINITE: "the model's logits for this request are NaN or infinite",
-    RowStatus.ALL_MASKED: "no token is left to draw: allowed_token_ids, bad_words and min_tokens exclude all",
+    RowStatus.ALL_MASKED: "no token is left to draw: the output's grammar, allowed_token_ids, bad_words and min_tokens "
+    "together exclude all",
 }
 
 
@@ -115,6 +118,8 @@ class Sampler:
         """Whether no row wants more than its largest logit."""
         self.only_draws = False
         """Whether every row wants a draw by its own parameters and nothing else."""
+        self._masks = TokenMasks(vocab_size, device)
+        self._constraints: dict[int, TokenConstraint] = {}
 
     def add(self, new_rows: Sequence[NewRow]) -> None:
         """Learn how the rows that start draw their tokens."""
@@ -128,7 +133,7 @@ class Sampler:
                     active[new.row] = new
         for new in new_rows:
             self._running.add(new.row)
-            self._extras[new.row] = self._extras_of(new.row)
+            self._extras[new.row] = self._extras_of(new.row) | _CHANGES * new.is_constrained
         self._sum_up()
 
     def remove(self, rows: Sequence[int]) -> None:
@@ -141,6 +146,10 @@ class Sampler:
             for row in rows:
                 active.pop(row, None)
         self._sum_up()
+
+    def constrain(self, constraints: Sequence[tuple[int, TokenConstraint]]) -> None:
+        """Set the constraints, by row, under which the next rows are drawn."""
+        self._constraints = dict(constraints)
 
     def _sum_up(self) -> None:
         wants = set(self._extras[sorted(self._running)].tolist())
@@ -200,6 +209,8 @@ class Sampler:
 
     def _adjust(self, logits: Tensor, batch: DrawBatch) -> Tensor:
         """Masks, bias, processors, penalties on the logits [R, V] of rows that want any; may change them in place."""
+        if self._constraints:
+            self._masks.apply(logits, batch.rows, self._constraints)
         for line in np.flatnonzero(self.state.has_controls[batch.rows]).tolist():
             row, position = int(batch.rows[line]), int(batch.positions[line])
             controls = self.state.controls[row]

@@ -5,6 +5,7 @@ Knows tokens, stops and metrics; who leaves and what becomes of rows and pages t
 
 from __future__ import annotations
 
+from quire.base.constraint import TokenConstraint
 from quire.base.outputs import FinishReason, TokenLogprobs, TokenOutput
 from quire.base.request import Request, RequestStatus
 from quire.base.step import SampledTokens, SchedulerOutput
@@ -20,6 +21,15 @@ def stop_at(request: Request, token_id: int) -> tuple[FinishReason | None, int |
     if num_output_tokens >= request.max_tokens:
         return FinishReason.LENGTH, None
     return None, None
+
+
+def _advance(constraint: TokenConstraint, token_id: int, output: TokenOutput) -> None:
+    """Tell the constraint of a token; an output that is complete ends, and so does one that nobody can vouch for."""
+    constraint.accept(token_id)
+    if constraint.failure is not None:
+        output.finish_reason, output.error, output.error_kind = FinishReason.ERROR, constraint.failure, "StepError"
+    elif constraint.is_complete:
+        output.finish_reason = FinishReason.COMPLETE
 
 
 class Collector:
@@ -77,6 +87,8 @@ class Collector:
             request.token_ids.append(token_id)
             output.token_ids.append(token_id)
             output.finish_reason, output.stop_reason = stop_at(request, token_id)
+            if request.constraint is not None and output.finish_reason is not FinishReason.STOP:
+                _advance(request.constraint, token_id, output)
             if output.finish_reason is not None:
                 break
         self.generation_tokens += len(output.token_ids)

@@ -50,6 +50,7 @@ class Decision:
                 seed=request.seed,
                 stop_ids=tuple(sorted(request.eos_token_ids | request.stop_token_ids)),
                 bad_words=tuple(map(tuple, request.bad_words_token_ids)),
+                is_constrained=request.constraint is not None,
             )
         )
         self._append(request, row, num_tokens)
@@ -65,3 +66,5 @@ class Decision:
         work.samples.append(samples)
         request.num_computed_tokens = start + num_tokens
         request.num_in_flight += samples
+        if samples and request.constraint is not None:
+            work.constraints.append((row, request.constraint))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from quire.base.constraint import TokenConstraint
 from quire.base.outputs import FinishReason, RequestMetrics, TokenOutput
 from quire.base.paging import pages_for
 from quire.base.request import EngineRequest, Request
@@ -17,8 +18,10 @@ def sample_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def make_samples(request: EngineRequest, eos_token_ids: frozenset[int]) -> list[Request]:
-    """The request's `n` samples, each with its own token list and seed."""
+def make_samples(
+    request: EngineRequest, eos_token_ids: frozenset[int], constraint: TokenConstraint | None = None
+) -> list[Request]:
+    """The request's `n` samples, each with its own token list, seed and constraint."""
     params = request.params
     eos = frozenset() if params.ignore_eos else eos_token_ids
     return [
@@ -37,6 +40,7 @@ def make_samples(request: EngineRequest, eos_token_ids: frozenset[int]) -> list[
             bad_words_token_ids=request.bad_words_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
             eos_token_ids=eos,
+            constraint=None if constraint is None else constraint.fork(),
             metrics=RequestMetrics(arrival_time=request.arrival_time),
         )
         for index in range(params.n)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+from quire.base.constraint import TokenConstraint
 from quire.base.metrics import EngineStats
 from quire.base.outputs import FinishReason, TokenOutput
 from quire.base.request import EngineRequest, Request, RequestStatus
@@ -50,8 +51,8 @@ class Scheduler:
         self._launched: deque[tuple[SchedulerOutput, list[Request]]] = deque()
         self._last: SchedulerOutput | None = None
 
-    def add(self, request: EngineRequest) -> list[TokenOutput]:
-        """Take in a request; returns the errors that end it at once when it could never run.
+    def add(self, request: EngineRequest, constraint: TokenConstraint | None = None) -> list[TokenOutput]:
+        """Take in a request, its samples under `constraint`; returns the errors that end it when it could never run.
 
         Raises:
             ValueError: when a request of that id is still open.
@@ -64,7 +65,7 @@ class Scheduler:
         )
         if reason is not None:
             return refused(request, *reason)
-        self.roster.enter(make_samples(request, self._eos_token_ids))
+        self.roster.enter(make_samples(request, self._eos_token_ids, constraint))
         return []
 
     def schedule(self) -> SchedulerOutput | None:
@@ -97,7 +98,8 @@ class Scheduler:
                 continue  # it ended while the step ran; the extra token is dropped
             request.num_in_flight -= work.samples[position]
             if position in sampled.failed_rows:
-                outputs.append(self._finish(request, _error(request, sampled.failed_rows[position], "StepError")))
+                reason = (request.constraint and request.constraint.failure) or sampled.failed_rows[position]
+                outputs.append(self._finish(request, _error(request, reason, "StepError")))
                 continue
             output = self.collector.collect(request, work, sampled, position=position, now=now)
             if output is None:

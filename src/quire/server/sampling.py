@@ -8,6 +8,7 @@ from typing import Any
 from quire.base.errors import InvalidRequestError
 from quire.base.sampling import SamplingParams
 from quire.protocol.common import SamplingFields
+from quire.server.structured import structured_outputs_of
 
 MAX_TOP_LOGPROBS = 20
 MAX_COMPLETION_LOGPROBS = 5
@@ -55,7 +56,8 @@ def sampling_params(
     merged = {"max_tokens": default_max_tokens, **defaults, **given}
     if max_tokens is not None:
         merged["max_tokens"] = max_tokens
-    return SamplingParams(**merged, logprobs=logprobs, prompt_logprobs=prompt_logprobs)
+    structured = structured_outputs_of(request)
+    return SamplingParams(**merged, logprobs=logprobs, prompt_logprobs=prompt_logprobs, structured_outputs=structured)
 
 
 def check_count(name: str, value: int | None, most: int) -> None:

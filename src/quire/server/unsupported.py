@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_STRUCTURED = "structured output is not available yet"
+_STRUCTURED = "use structured_outputs, or response_format"
 _TEMPLATE = "templates come from the operator (--chat-template); use chat_template_kwargs for their arguments"
 _BEAM = "beam search is available in the Python API"
 
@@ -11,7 +11,6 @@ COMMON_HINTS: dict[str, str] = {
     "guided_regex": _STRUCTURED,
     "guided_choice": _STRUCTURED,
     "guided_grammar": _STRUCTURED,
-    "structured_outputs": _STRUCTURED,
     "regex": _STRUCTURED,
     "ebnf": _STRUCTURED,
     "use_beam_search": _BEAM,

@@ -126,3 +126,26 @@ def test_tokens_are_read_and_appended_at_any_places_of_a_table(pool, memory):
     reference_sampling.append_tokens(expected, places, ids)
     table.append_tokens(tokens, memory.filled(places), ids)
     assert torch.equal(tokens, expected)
+
+
+def test_masks_leave_some_lines_their_allowed_tokens_and_the_others_alone(pool, memory):
+    for num_rows, size, num_masked in [(1, 1, 1), (3, 31, 2), (5, 32, 5), (8, 33, 3), (70, 1000, 40), (2, 64, 0)]:
+        logits = torch.randn(num_rows, size)
+        lines = torch.randperm(num_rows)[:num_masked]
+        masks = torch.randint(-(2**31), 2**31, (num_masked, (size + 31) // 32), dtype=torch.int32)
+        masks[:1, :1] = -1  # a word that allows all
+        expected, ours = logits.clone(), memory.filled(logits)
+        reference_sampling.mask_tokens(expected, lines, masks)
+        table.mask_tokens(ours, memory.filled(lines), masks)
+        assert torch.equal(ours, expected)
+        bits = masks[:1].repeat_interleave(32, 1)[:, :size] >> torch.arange(size) % 32 & 1
+        assert torch.equal(ours[lines[:1]] == -math.inf, bits == 0)
+
+
+def test_masks_reach_rows_that_lie_apart(pool, memory):
+    wide = torch.randn(4, 200)
+    expected, lines, masks = wide.clone(), torch.tensor([3, 1]), torch.randint(-99, 99, (2, 5), dtype=torch.int32)
+    reference_sampling.mask_tokens(expected[:, 20:170], lines, masks)
+    ours = memory.filled(wide)
+    table.mask_tokens(ours[:, 20:170], lines, masks)
+    assert torch.equal(ours, expected)

@@ -37,6 +37,7 @@ KINDS = {
             "uniform",
             "read_tokens",
             "append_tokens",
+            "mask_tokens",
         )
     )
 }
@@ -284,3 +285,13 @@ def append_tokens(tokens: Tensor, places: Tensor, ids: Tensor) -> None:
     """See `quire.ops.sampling.append_tokens`."""
     places, ids = places.contiguous(), ids.contiguous()
     current_pool().submit(record("append_tokens", (tokens, places, ids)), places.shape[0])
+
+
+def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor) -> None:
+    """See `quire.ops.sampling.mask_tokens`."""
+    if not _is_float(logits) or logits.stride(-1) != 1 or logits.shape[-1] > 32 * masks.shape[-1]:
+        reference_sampling.mask_tokens(logits, lines, masks)
+        return
+    lines, masks = lines.contiguous(), masks.contiguous()
+    fields = (logits.shape[1], logits.stride(0), masks.shape[1])
+    current_pool().submit(record("mask_tokens", (logits, lines, masks), fields), lines.shape[0])

@@ -16,6 +16,7 @@ from quire.server.incoming import take_in
 from quire.server.openapi import json_operation
 from quire.server.prompts import chat_prompt, tools_of
 from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params, wants_usage
+from quire.server.structured import field_of
 from quire.server.unsupported import CHAT_HINTS
 
 PATH = "/v1/chat/completions"
@@ -58,7 +59,9 @@ def _field_of(body: ChatRequest, param: str | None) -> str | None:
     """The field of a chat request that stands for one the engine complains about."""
     if param == "prompt":
         return "messages"
-    return "max_completion_tokens" if param == "max_tokens" and body.max_completion_tokens is not None else param
+    if param == "max_tokens" and body.max_completion_tokens is not None:
+        return "max_completion_tokens"
+    return field_of(body, param)
 
 
 def _check(body: ChatRequest) -> None:
@@ -68,8 +71,6 @@ def _check(body: ChatRequest) -> None:
     check_count("prompt_logprobs", body.prompt_logprobs, MAX_TOP_LOGPROBS)
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
-    if body.response_format is not None and body.response_format.type != "text":
-        raise _unsupported("response_format", f"type {body.response_format.type[:64]!r}", "text")
     if body.modalities not in (None, [], ["text"]):
         raise _unsupported("modalities", "anything but text", '["text"]')
     if body.tools and body.functions:

@@ -27,6 +27,7 @@ from quire.server.sampling import (
     sampling_params,
     wants_usage,
 )
+from quire.server.structured import field_of
 from quire.server.unsupported import COMMON_HINTS
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ async def create_completion(request: Request) -> Response:
         engine.tokenizer,
         echo_texts=await _echo_texts(engine, prompts, params) if body.echo else [],
     )
-    await generation.submit(prompts, params, incoming.options)
+    try:
+        await generation.submit(prompts, params, incoming.options)
+    except InvalidRequestError as error:
+        error.param = field_of(body, error.param)
+        raise
     return await incoming.answer(generation, reply)
 
 

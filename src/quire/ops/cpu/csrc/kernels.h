@@ -23,6 +23,7 @@ int64_t draw(const Op&, const Context&);
 int64_t uniform(const Op&, const Context&);
 int64_t read_tokens(const Op&, const Context&);
 int64_t append_tokens(const Op&, const Context&);
+int64_t mask_tokens(const Op&, const Context&);
 
 // Bytes of shared scratch; 0 says that a thread on its own needs no more than the scratch it has for itself.
 size_t linear_scratch(const Op&, int64_t tokens);

@@ -26,6 +26,7 @@ enum OpKind : int32_t {
   kUniform,
   kReadTokens,
   kAppendTokens,
+  kMaskTokens,
   kOpKinds,
 };
 

@@ -21,7 +21,7 @@ extern const KernelTable table;
 const KernelTable table = {
     QUIRE_NAME(QUIRE_ISA),
     {embedding, linear, rms_norm, layer_norm, rope, activation, gated_activation, softcap, add, attention, route,
-     experts, greedy, draw, uniform, read_tokens, append_tokens},
+     experts, greedy, draw, uniform, read_tokens, append_tokens, mask_tokens},
     shared_scratch,
     pack,
 };

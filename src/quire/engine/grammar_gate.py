@@ -1,0 +1,71 @@
+"""Requests whose grammar is being compiled: they join the scheduler when it is there, and the step loop never waits."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from quire.base.constraint import TokenConstraint
+from quire.base.outputs import FinishReason, TokenOutput
+from quire.base.request import EngineRequest
+from quire.scheduler.intake import refused
+from quire.text.grammar_matcher import GrammarCompiler, GrammarConstraint, first_line
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarReady:
+    """A message of the compiling thread to the step loop: the request need not be held any longer."""
+
+    request_id: str
+
+
+class GrammarGate:
+    """Holds requests back while their grammars compile. Used by the step loop's thread only."""
+
+    def __init__(self, compiler: GrammarCompiler, notify: Callable[[GrammarReady], None]) -> None:
+        self._compiler = compiler
+        self._notify = notify
+        self._held: dict[str, tuple[EngineRequest, Future[GrammarConstraint]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, request: EngineRequest) -> None:
+        """Compile the request's grammar and keep the request until `notify` hears that it is done."""
+        assert request.grammar is not None
+        if request.request_id in self._held:
+            raise ValueError(f"request id {request.request_id!r} is in use by an unfinished request")
+        future = self._compiler.compile(request.grammar)
+        self._held[request.request_id] = request, future
+        future.add_done_callback(lambda _: self._notify(GrammarReady(request.request_id)))
+
+    def release(
+        self, request_id: str, add: Callable[[EngineRequest, TokenConstraint], list[TokenOutput]]
+    ) -> list[TokenOutput]:
+        """Pass a request whose grammar is done on to the scheduler, unless it was aborted meanwhile.
+
+        A grammar that was compiled once before fails here for lack of memory or by a bug; then the request ends, for it
+        must not run without.
+        """
+        held = self._held.pop(request_id, None)
+        if held is None:
+            return []
+        request, future = held
+        error = future.exception()
+        if error is None:
+            return add(request, future.result())
+        logger.error("request %s: its grammar could not be compiled", request_id, exc_info=error)
+        return refused(request, "StepError", first_line(f"the grammar cannot be compiled: {error}"))
+
+    def abort(self, request_ids: Iterable[str]) -> list[TokenOutput]:
+        """Drop held requests; the outputs that end their samples."""
+        gone = [self._held.pop(request_id)[0] for request_id in request_ids if request_id in self._held]
+        return [
+            TokenOutput(request_id=request.request_id, index=index, token_ids=[], finish_reason=FinishReason.ABORT)
+            for request in gone
+            for index in range(request.params.n)
+        ]
