@@ -6,7 +6,6 @@ import asyncio
 import codecs
 import threading
 import time
-import types
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -122,6 +121,17 @@ class FakeStream:
         self._close()
 
 
+class _FakeRequests:
+    """What the server reads of an engine's open requests."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.observer: Any = None
+        self._engine = engine
+
+    def __len__(self) -> int:
+        return len(self._engine.open)
+
+
 class FakeEngine:
     """Answers every prompt with `reply`, one byte per step; tests set what goes wrong and when."""
 
@@ -141,7 +151,7 @@ class FakeEngine:
         self.tokenizer = FakeTokenizer()
         self.chat_template: Any = SimpleNamespace(name="fake")
         self.stats = EngineStats(step=7, num_pages=100, num_used_pages=25, generation_tokens=42)
-        self.requests = types.SimpleNamespace(observer=None)
+        self.requests = _FakeRequests(self)
         self.failure: str | None = None
         self.is_draining = False
         self.is_stuck = False

@@ -202,6 +202,7 @@ class ServerConfig:
     step_timeout: float = option(
         300.0, "Seconds without a finished step, with work open, until the engine is stuck.", low=1
     )
+    files_dir: str | None = option(None, "Folder for uploaded files and batches; without it there are none.")
     request_timeout: float | None = option(None, "Seconds any request may take, queue included.", low=0.001)
     metrics_compat: str = option("vllm", "Also export metrics under another engine's names.", choices=("vllm", "none"))
     log_level: str = option("info", "Detail of the log.", choices=("debug", "info", "warning", "error"))

@@ -9,35 +9,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from quire.base.errors import ConfigError
-
-ROUTES = ("/v1/chat/completions", "/v1/completions")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchRequest:
-    """One line of the input; `problem` says why it cannot be sent, in words for its author."""
-
-    line: int
-    custom_id: str | None
-    route: str = ""
-    body: dict[str, Any] | None = None
-    problem: str | None = None
-
-    @property
-    def result_id(self) -> str:
-        """The id of its result: made from the line number, so that a line without a custom id resumes as well."""
-        return f"batch_req_{self.line:08d}"
-
-    @property
-    def key(self) -> str:
-        """What identifies its result in the output."""
-        return self.custom_id if self.custom_id is not None else self.result_id
+from quire.protocol.batches import BatchRequest, parse_request
 
 
 def read_requests(path: Path) -> Iterator[BatchRequest]:
@@ -46,34 +23,6 @@ def read_requests(path: Path) -> Iterator[BatchRequest]:
         for number, text in enumerate(file, 1):
             if text.strip():
                 yield parse_request(text, number)
-
-
-def parse_request(text: str, line: int) -> BatchRequest:
-    """One line as a request; what is wrong with it goes into `problem`, nothing is raised."""
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return BatchRequest(line=line, custom_id=None, problem=f"line {line} is not JSON: {error}")
-    if not isinstance(data, dict):
-        return BatchRequest(line=line, custom_id=None, problem=f"line {line} must be a JSON object")
-    custom_id = data.get("custom_id")
-    if not isinstance(custom_id, str) or not custom_id:
-        return BatchRequest(line=line, custom_id=None, problem=f"line {line} needs a custom_id, a non-empty string")
-    return BatchRequest(
-        line=line, custom_id=custom_id, route=str(data.get("url", "")), body=data.get("body"), problem=_problem(data)
-    )
-
-
-def _problem(data: dict[str, Any]) -> str | None:
-    if data.get("method", "POST") != "POST":
-        return f"method is {data['method']!r}; allowed: POST"
-    if data.get("url") not in ROUTES:
-        return f"url is {data.get('url')!r}; allowed: {', '.join(ROUTES)}"
-    if not isinstance(data.get("body"), dict):
-        return "body must be a JSON object, the request"
-    if data["body"].get("stream"):
-        return "stream is true; a batch answers whole, leave it out"
-    return None
 
 
 def check_ids(path: Path) -> int:
@@ -164,15 +113,3 @@ def _key_of(line: bytes) -> tuple[str | None, bool]:
         return str(key), data["error"] is not None or data["response"]["status_code"] >= 400
     except (ValueError, KeyError, TypeError):
         return None, False
-
-
-def result_of(request: BatchRequest, *, status: int, body: Any, request_id: str) -> dict[str, Any]:
-    """A result line for a request that was answered, be it with an error status."""
-    response = {"status_code": status, "request_id": request_id, "body": body}
-    return {"id": request.result_id, "custom_id": request.custom_id, "response": response, "error": None}
-
-
-def failure_of(request: BatchRequest, *, code: str, message: str) -> dict[str, Any]:
-    """A result line for a request that could not be sent."""
-    error = {"code": code, "message": message, "line": request.line}
-    return {"id": request.result_id, "custom_id": request.custom_id, "response": None, "error": error}

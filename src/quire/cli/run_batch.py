@@ -24,8 +24,9 @@ from tqdm import tqdm
 from quire.base.config import API_KEY_VARIABLE
 from quire.base.errors import ConfigError, EngineDeadError, OverloadedError
 from quire.base.log import configure_logging
-from quire.cli.batch_files import BatchRequest, ResultFile, check_ids, failure_of, read_requests, result_of
+from quire.cli.batch_files import ResultFile, check_ids, read_requests
 from quire.cli.flags import add_engine_flags, read_options, refuse_engine_flags
+from quire.protocol.batches import BatchRequest, failure_of, result_of
 
 MAX_ATTEMPTS = 5
 MAX_WAIT_SECONDS = 30.0

@@ -5,6 +5,7 @@ From the outside in: request log and last catch, CORS, keys and Host names, the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI
@@ -17,16 +18,19 @@ from quire.base.config import ServerConfig
 from quire.base.errors import ConfigError
 from quire.server import openapi
 from quire.server.auth import GuardMiddleware
+from quire.server.batches.database import Database
+from quire.server.batches.inner_call import InnerApp
+from quire.server.batches.runner import BatchRunner
 from quire.server.errors import install_handlers
 from quire.server.metrics import ServerMetrics
 from quire.server.request_log import RequestLogMiddleware
-from quire.server.routes import chat, completions, models, status, tokens
+from quire.server.routes import batches, chat, completions, files, models, status, tokens
 from quire.server.state import ServerState
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
-_GROUPS = (chat, completions, models, tokens, status)
+_GROUPS = (chat, completions, models, tokens, files, batches, status)
 _EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"]
 
 
@@ -47,7 +51,7 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
     """An app that serves `engine`; with None it says that it is loading until `attach_engine`.
 
     Raises:
-        ConfigError: `disabled_routes` names a route that does not exist.
+        ConfigError: `disabled_routes` names a route that does not exist, or `files_dir` cannot be used.
     """
     metrics = ServerMetrics(compat=config.metrics_compat == "vllm")
     app = FastAPI(
@@ -58,17 +62,19 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.quire = ServerState(config=config, metrics=metrics)
+    app.state.quire = state = ServerState(config=config, metrics=metrics)
     _add_routes(app.router, config)
     install_handlers(app)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
+    if config.files_dir is not None:
+        state.batches = BatchRunner(Database(Path(config.files_dir)), InnerApp(app), lambda: state.engine)
     app.add_middleware(PrefixMiddleware, root_path=config.root_path)
     app.add_middleware(GuardMiddleware, config=config)
     if config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(config.allowed_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
             expose_headers=_EXPOSED_HEADERS,
         )

@@ -75,6 +75,12 @@ class NotReadyError(HttpRefusalError):
         self.retry_after = retry_after
 
 
+class StoredObjectNotFoundError(InvalidRequestError):
+    """There is no file or batch of that id, or it belongs to somebody else."""
+
+    code = "not_found"
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
     """How one class of error looks on the wire; `code` is used where the error brings none."""
@@ -87,6 +93,7 @@ class ErrorRule:
 
 TABLE: dict[type[Exception], ErrorRule] = {
     ModelNotFoundError: ErrorRule(404, INVALID, "model_not_found"),
+    StoredObjectNotFoundError: ErrorRule(404, INVALID, "not_found"),
     InvalidRequestError: ErrorRule(400, INVALID, None),
     OverloadedError: ErrorRule(503, SERVER, "server_is_overloaded"),
     DeadlineExceededError: ErrorRule(408, "timeout_error", "deadline_exceeded", NO_RETRY),

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
+from quire.protocol.batches import BatchList, BatchObject, CreateBatch, FileDeleted, FileList, FileObject
 from quire.protocol.chat import ChatChunk, ChatRequest, ChatResponse
 from quire.protocol.common import ModelCard, ModelList
 from quire.protocol.completions import CompletionRequest, CompletionResponse
@@ -28,6 +29,12 @@ _WIRE_TYPES = (
     TokenizeResponse,
     DetokenizeRequest,
     DetokenizeResponse,
+    FileObject,
+    FileList,
+    FileDeleted,
+    CreateBatch,
+    BatchObject,
+    BatchList,
     ErrorBody,
 )
 

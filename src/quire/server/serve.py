@@ -131,14 +131,23 @@ class ServerLife:
         try:
             attach_engine(self._app, engine)
             gc.freeze()  # modules and settings are no garbage, and looking through them would hold up every stream
+            if self._state.batches is not None:
+                self._state.batches.start()
             on_ready(self.url)
             if await self._engine_died(engine):
                 logger.critical("the engine stopped: %s; exiting with status 1", engine.failure)
                 return 1
+            await self._stop_batches()  # their lines would hold up the drain, and go on at the next start
             await self._drain(engine)
             return 0
         finally:
+            await self._stop_batches()
             await engine.close()
+
+    async def _stop_batches(self) -> None:
+        batches, self._state.batches = self._state.batches, None
+        if batches is not None:
+            await batches.stop()
 
     @property
     def url(self) -> str:

@@ -19,6 +19,7 @@ from quire.server.metrics import ServerMetrics
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
+    from quire.server.batches.runner import BatchRunner
 
 KEEP_ALIVE_SECONDS = 15.0
 """A stream that has nothing to say for this long sends a comment, so that no proxy closes it."""
@@ -31,6 +32,8 @@ class ServerState:
     config: ServerConfig
     metrics: ServerMetrics
     engine: AsyncEngine | None = None
+    batches: BatchRunner | None = None
+    """Files and batches, where a folder for them was given."""
     is_draining: bool = False
     num_streams: int = 0
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS

@@ -8,7 +8,8 @@ import pytest
 
 from quire.base.errors import ConfigError, EngineDeadError, OverloadedError
 from quire.cli import run_batch
-from quire.cli.batch_files import ResultFile, check_ids, parse_request, read_requests
+from quire.cli.batch_files import ResultFile, check_ids, read_requests
+from quire.protocol.batches import parse_request
 
 
 def line(custom_id="a", **changes):

@@ -1,0 +1,171 @@
+"""`/v1/files`: upload, list, read and delete the files of batches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from fastapi import APIRouter
+from python_multipart.exceptions import FormParserError
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from quire.base.errors import InvalidRequestError
+from quire.protocol.batches import FileDeleted, FileList, FileObject
+from quire.server.batches.access import batches_of, owner_of, page_of, refuse_foreign_origin
+from quire.server.errors import BodyTooLargeError, MediaTypeError
+from quire.server.openapi import json_operation
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PATH = "/v1/files"
+ONE_PATH = "/v1/files/{file_id}"
+CONTENT_PATH = "/v1/files/{file_id}/content"
+PURPOSES = ("batch",)
+MAX_FILE_BYTES = 200 * 2**20
+MAX_STORED_BYTES = 20 * 2**30
+MAX_FIELDS = 8
+MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 30 * 86400
+_CHUNK = 2**20
+
+
+def add_routes(router: APIRouter) -> None:
+    """Register the endpoints."""
+    router.add_api_route(PATH, create_file, methods=["POST"], **_upload_operation())
+    router.add_api_route(PATH, list_files, methods=["GET"], **json_operation(None, FileList))
+    router.add_api_route(ONE_PATH, get_file, methods=["GET"], **json_operation(None, FileObject))
+    router.add_api_route(ONE_PATH, delete_file, methods=["DELETE"], **json_operation(None, FileDeleted))
+    router.add_api_route(CONTENT_PATH, get_content, methods=["GET"], **json_operation(None, None))
+
+
+async def create_file(request: Request) -> Response:
+    """Keep an uploaded file."""
+    runner = batches_of(request)
+    refuse_foreign_origin(request)
+    form = await _read_form(request)
+    try:
+        upload, purpose, expires_after = _fields(form)
+        if await asyncio.to_thread(runner.files.stored_bytes) + (upload.size or 0) > MAX_STORED_BYTES:
+            raise BodyTooLargeError(f"files already take {MAX_STORED_BYTES} bytes; delete some first")
+        content = runner.files.new_content()
+        await asyncio.to_thread(_copy, upload, content)
+        stored = await asyncio.to_thread(
+            lambda: runner.files.add(
+                content,
+                owner=owner_of(request),
+                filename=(upload.filename or "upload")[:255],
+                purpose=purpose,
+                expires_after=expires_after,
+            )
+        )
+    finally:
+        await form.close()
+    return _json(stored)
+
+
+async def list_files(request: Request) -> Response:
+    """The caller's files."""
+    runner, purpose = batches_of(request), request.query_params.get("purpose")
+    files = await asyncio.to_thread(runner.files.list, owner_of(request))
+    shown, has_more = page_of(request, [file for file in files if purpose in (None, file.purpose)])
+    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
+    return _json(FileList(data=shown, first_id=first, last_id=last, has_more=has_more))
+
+
+async def get_file(request: Request) -> Response:
+    """What is known of a file."""
+    runner, file_id = batches_of(request), request.path_params["file_id"]
+    return _json(await asyncio.to_thread(runner.files.get, file_id, owner_of(request)))
+
+
+async def get_content(request: Request) -> Response:
+    """A file's content."""
+    runner, file_id = batches_of(request), request.path_params["file_id"]
+    file = await asyncio.to_thread(runner.files.get, file_id, owner_of(request))
+    return FileResponse(runner.files.content(file.id), media_type="application/octet-stream")
+
+
+async def delete_file(request: Request) -> Response:
+    """Delete a file."""
+    runner, file_id = batches_of(request), request.path_params["file_id"]
+    await asyncio.to_thread(runner.files.delete, file_id, owner_of(request))
+    return _json(FileDeleted(id=file_id))
+
+
+async def _read_form(request: Request) -> FormData:
+    """The parts of a multipart body, large ones on disk.
+
+    Raises:
+        MediaTypeError, BodyTooLargeError, InvalidRequestError: it is none, too large or malformed.
+    """
+    media_type, _, _ = request.headers.get("content-type", "").partition(";")
+    if media_type.strip().lower() != "multipart/form-data":
+        raise MediaTypeError("files are uploaded as multipart/form-data, with the parts file and purpose")
+    parser = MultiPartParser(request.headers, _bounded(request.stream()), max_files=1, max_fields=MAX_FIELDS)
+    try:
+        return await parser.parse()
+    except (MultiPartException, FormParserError, KeyError) as error:
+        raise InvalidRequestError(f"the form is malformed: {error}"[:300], code="invalid_form") from None
+
+
+async def _bounded(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The stream, up to the most a file may have."""
+    size = 0
+    async for part in stream:
+        size += len(part)
+        if size > MAX_FILE_BYTES:
+            raise BodyTooLargeError(f"the file is larger than {MAX_FILE_BYTES} bytes, the most this server takes")
+        yield part
+
+
+def _fields(form: FormData) -> tuple[UploadFile, str, int | None]:
+    """The file, its purpose and how long it stays; raises InvalidRequestError."""
+    known = {"file", "purpose", "expires_after[anchor]", "expires_after[seconds]"}
+    for name in form:
+        if name not in known:
+            raise InvalidRequestError(f"unknown field: {name[:64]}", param=name[:64], code="unknown_parameter")
+    upload, purpose = form.get("file"), form.get("purpose")
+    if not isinstance(upload, UploadFile):
+        raise InvalidRequestError("file is required, as a part with a filename", param="file")
+    if purpose not in PURPOSES:
+        raise InvalidRequestError(
+            f"purpose is {str(purpose)[:64]!r}; allowed: {', '.join(PURPOSES)}",
+            param="purpose",
+            code="unsupported_value",
+        )
+    anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
+    if anchor is None and seconds is None:
+        return upload, purpose, None
+    if anchor != "created_at" or not isinstance(seconds, str) or not seconds.isdigit():
+        raise InvalidRequestError("expires_after has the anchor created_at and whole seconds", param="expires_after")
+    if not MIN_EXPIRY_SECONDS <= int(seconds) <= MAX_EXPIRY_SECONDS:
+        raise InvalidRequestError(
+            f"expires_after[seconds] must be from {MIN_EXPIRY_SECONDS} to {MAX_EXPIRY_SECONDS}", param="expires_after"
+        )
+    return upload, purpose, int(seconds)
+
+
+def _copy(upload: UploadFile, path: Path) -> None:
+    with path.open("wb") as target:
+        while part := upload.file.read(_CHUNK):
+            target.write(part)
+
+
+def _upload_operation() -> dict[str, Any]:
+    operation = json_operation(None, FileObject)
+    schema = {
+        "type": "object",
+        "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": list(PURPOSES)}},
+        "required": ["file", "purpose"],
+    }
+    body = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    return operation | {"openapi_extra": {"requestBody": body}}
+
+
+def _json(payload: msgspec.Struct) -> Response:
+    return Response(msgspec.json.encode(payload), media_type="application/json")
