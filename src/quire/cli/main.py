@@ -24,6 +24,7 @@ COMMANDS = {
     "complete": ("quire.cli.complete", "continue a text"),
     "run-batch": ("quire.cli.run_batch", "answer a file of requests in OpenAI's batch format"),
     "check": ("quire.cli.check", "say whether a checkpoint is supported and what memory it needs"),
+    "conformance": ("quire.cli.conformance", "check an OpenAI-style server against what clients rely on"),
     "bench": ("quire.cli.bench", "measure throughput, latency and paging on this machine"),
 }
 """Subcommand: the module that holds it, and one line for the overview."""
@@ -100,7 +101,7 @@ def _no_command(arguments: list[str]) -> int:
         return 0
     if name in ("--help", "-h", "help"):
         print("usage: quire COMMAND ...\n")
-        print("\n".join(f"  {command:<10} {line}" for command, (_, line) in COMMANDS.items()))
+        print("\n".join(f"  {command:<11} {line}" for command, (_, line) in COMMANDS.items()))
         print("\nquire COMMAND --help describes one command; quire --version prints the version.")
         return 0 if arguments else EXIT_USAGE
     near = difflib.get_close_matches(name, COMMANDS, n=1)
