@@ -16,6 +16,7 @@ from pathlib import Path
 
 from quire.base.config import PRESETS
 from quire.cli.flags import ENGINE_PARTS, SERVER_PARTS, flag_specs
+from quire.models.encoder_families import ENCODERS
 from quire.models.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +32,7 @@ _NEAREST_FIRST = ("e2e", "engine", "models", "server")
 def models_table() -> str:
     """The native families with their architectures."""
     families: dict[str, list[str]] = defaultdict(list)
-    for architecture, entry in FAMILIES.items():
+    for architecture, entry in (FAMILIES | ENCODERS).items():
         families[entry.family].append(f"`{architecture}`")
     lines = ["| family | `architectures` in config.json |", "|---|---|"]
     return "\n".join(lines + [f"| {family} | {', '.join(names)} |" for family, names in families.items()]) + "\n"

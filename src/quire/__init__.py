@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from quire.base.outputs import CompletionOutput as CompletionOutput
     from quire.base.outputs import Logprob as Logprob
     from quire.base.outputs import RequestOutput as RequestOutput
+    from quire.base.pooling import PoolingParams as PoolingParams
     from quire.base.sampling import BeamSearchParams as BeamSearchParams
     from quire.base.sampling import SamplingParams as SamplingParams
     from quire.base.structured import StructuredOutputsParams as StructuredOutputsParams
@@ -26,6 +27,7 @@ _HOMES = {
     "AsyncEngine": "quire.engine.async_engine",
     "EngineConfig": "quire.base.config",
     "SamplingParams": "quire.base.sampling",
+    "PoolingParams": "quire.base.pooling",
     "BeamSearchParams": "quire.base.sampling",
     "StructuredOutputsParams": "quire.base.structured",
     "RequestOutput": "quire.base.outputs",

@@ -64,7 +64,7 @@ def test_prompts_that_cannot_be_are_refused(llm, prompt):
 
 def test_a_prompt_longer_than_the_model_is_refused_with_the_counts(llm):
     """S75: exact counts, nothing truncated."""
-    with pytest.raises(ContextLengthError, match=r"512 tokens.*maximum context length is 512"):
+    with pytest.raises(ContextLengthError, match=r"512 tokens and 12 completion.*maximum context length is 512"):
         llm.generate([[1] * 512], GREEDY, use_tqdm=False)
 
 

@@ -169,6 +169,15 @@ async def test_preflights_need_no_key_and_origins_are_answered(engine, make_http
     assert "access-control-allow-origin" not in foreign.headers
 
 
+async def test_options_needs_no_key_and_does_nothing_where_no_origin_is_listed(engine, make_http) -> None:
+    """Wire 50: browsers ask without a key; every route answers that it does not take the method."""
+    http = make_http(engine, api_key=KEYS)
+    for path in ("/v1/chat/completions", "/v1/models", "/metrics"):
+        response = await http.options(path)
+        assert response.status_code == 405 and response.json()["error"]["code"] == "method_not_allowed"
+    assert engine.submitted == []
+
+
 async def test_without_origins_there_is_no_cors(http) -> None:
     response = await http.get("/v1/models", headers={"origin": "https://app.example"})
     assert "access-control-allow-origin" not in response.headers

@@ -79,6 +79,8 @@ class CpuAttention:
         """See `AttentionBackend.run`."""
         if not isinstance(plan, CpuPlan):
             raise TypeError(f"the cpu backend was handed a plan of {type(plan).__name__}")
+        if spec.bidirectional:
+            raise ValueError("the cpu kernels look back only; attention both ways is the reference backend's")
         if q.dtype != torch.float32:  # the kernels compute in float32 alone
             return self.run(q.float(), k.float(), v.float(), kv=kv, spec=spec, plan=plan).to(q.dtype)
         q, k, v = (_with_packed_heads(x) for x in (q, k, v))

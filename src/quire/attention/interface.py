@@ -33,6 +33,8 @@ class AttentionSpec:
     alibi_before_scale: bool = False
     """ALiBi as Falcon computes it: scale * (q·k + slope * key_position), where slope, position and their product are
     each rounded to bfloat16 (so it is not shift-equivalent)."""
+    bidirectional: bool = False
+    """A query sees all keys of its row, later ones too; has no window or ALiBi, and its row is computed in one step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

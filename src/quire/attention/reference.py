@@ -50,14 +50,16 @@ class ReferencePlan:
 
     batch: AttentionBatch
     slots: Tensor
-    by_window: dict[int | None, tuple[RowPlan, ...]] = field(default_factory=dict)
+    by_reach: dict[tuple[int | None, bool], tuple[RowPlan, ...]] = field(default_factory=dict)
     slopes: dict[tuple[float, ...], Tensor] = field(default_factory=dict)
 
-    def rows(self, window: int | None) -> tuple[RowPlan, ...]:
-        """The rows as layers with this window see them."""
-        if window not in self.by_window:
-            self.by_window[window] = tuple(_plan_rows(self.batch, window))
-        return self.by_window[window]
+    def rows(self, spec: AttentionSpec) -> tuple[RowPlan, ...]:
+        """The rows as layers with this window, looking back only or both ways, see them."""
+        reach = spec.window, spec.bidirectional
+        if reach not in self.by_reach:
+            planned = _plan_whole_rows(self.batch) if spec.bidirectional else _plan_rows(self.batch, spec.window)
+            self.by_reach[reach] = tuple(planned)
+        return self.by_reach[reach]
 
     def slopes_of(self, spec: AttentionSpec) -> Tensor | None:
         """ALiBi slopes [K, H / K, 1, 1] float32, or None."""
@@ -100,7 +102,7 @@ class ReferenceAttention:
         ops.write_kv(k, v, kv, plan.slots)
         slopes = plan.slopes_of(spec)
         out = torch.empty_like(q)  # [T, H, D]
-        for row in plan.rows(spec.window):
+        for row in plan.rows(spec):
             keys, values = _gather(kv, row.pages)
             for block in row.blocks:
                 bias = None if slopes is None else _alibi(slopes, row.positions[block.keys], spec)
@@ -132,6 +134,19 @@ def _plan_rows(batch: AttentionBatch, window: int | None) -> Iterator[RowPlan]:
                 )
             )
         yield RowPlan(tables[row, first_page:end_page], positions.float(), tuple(blocks))
+        start += count
+
+
+def _plan_whole_rows(batch: AttentionBatch) -> Iterator[RowPlan]:
+    """Every query sees all keys of its row."""
+    start, tables = 0, batch.page_tables.long()
+    for row, (count, context) in enumerate(zip(batch.query_lens, map(int, batch.context_lens), strict=True)):
+        num_pages = -(-context // batch.page_size)
+        positions = torch.arange(num_pages * batch.page_size, device=tables.device)
+        cuts = range(0, count, QUERY_BLOCK)
+        queries = (slice(start + done, start + min(done + QUERY_BLOCK, count)) for done in cuts)
+        blocks = tuple(QueryBlock(block, slice(0, context), None) for block in queries)
+        yield RowPlan(tables[row, :num_pages], positions.float(), blocks)
         start += count
 
 

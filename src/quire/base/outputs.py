@@ -63,6 +63,8 @@ class TokenOutput:
     """With FinishReason.ERROR: what happened, fit for the client."""
     error_kind: str | None = None
     """With FinishReason.ERROR: the name of the class in `base/errors.py`."""
+    pooled: bytes | None = None
+    """The vector of a request that pools, as little-endian float32; it comes with the finish."""
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
     """Sent with the first token and with the finish."""
@@ -107,6 +109,8 @@ class RequestOutput:
     """One entry per prompt token; the first is None."""
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
+    pooled: bytes | None = None
+    """The vector of a request that pools, as little-endian float32."""
 
 
 @dataclass(slots=True, kw_only=True)

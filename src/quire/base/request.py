@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from quire.base.constraint import TokenConstraint
 from quire.base.outputs import FinishReason, RequestMetrics
+from quire.base.pooling import Pooling
 from quire.base.sampling import SamplingParams
 
 
@@ -37,6 +38,8 @@ class EngineRequest:
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
     grammar: str | None = None
     """What the output must follow, as `text/grammar.py` writes it; it has been compiled before, to see that it can."""
+    pooling: Pooling | None = None
+    """Set: the request ends with a vector; `max_tokens` is 1, which stands for it."""
 
 
 class RequestStatus(StrEnum):
@@ -64,6 +67,7 @@ class Request:
     deadline: float | None = None
     cache_salt: str | None = None
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
+    pooling: Pooling | None = None
     stop_token_ids: frozenset[int] = frozenset()
     """The request's own stop tokens; end-of-sequence ids are apart because `ignore_eos` drops only those."""
     constraint: TokenConstraint | None = None

@@ -7,7 +7,8 @@ integer lists. The runner writes sampled tokens into its own rows; the host neve
 Order within one step, binding for every runner:
 1. `freed_rows` are dropped, 2. `page_copies` run, 3. `new_rows` and `page_appends` are applied,
 4. the forward pass computes `num_scheduled[i]` tokens of `rows[i]` from position `starts[i]`,
-5. rows with `samples[i]` draw one token each, which the runner stores at position `starts[i] + num_scheduled[i]`.
+5. rows with `samples[i]` draw one token each, which the runner stores at position `starts[i] + num_scheduled[i]`;
+   rows that pool answer with their vector instead. To the scheduler the vector is the request's only token.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 
 from quire.base.constraint import TokenConstraint
 from quire.base.outputs import TokenLogprobs
+from quire.base.pooling import Pooling
 from quire.base.sampling import SamplingParams
 
 
@@ -36,6 +38,8 @@ class NewRow:
     bad_words: tuple[tuple[int, ...], ...] = ()
     is_constrained: bool = False
     """Every step in which the row draws brings its constraint."""
+    pooling: Pooling | None = None
+    """Set: the row draws no token, its prompt becomes a vector."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -77,5 +81,7 @@ class SampledTokens:
     prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     """By position in `rows`: log-probabilities of the prompt tokens at positions starts+1 .. starts+num_scheduled
     (as far as they are prompt tokens) for rows that asked."""
+    pooled: dict[int, bytes] = field(default_factory=dict)
+    """By position in `rows`: the vectors of rows that pool and are complete, as little-endian float32."""
     failed_rows: dict[int, str] = field(default_factory=dict)
     """By position in `rows`: rows whose computation failed (NaN logits, say), and why; their tokens are not valid."""

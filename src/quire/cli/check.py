@@ -20,6 +20,7 @@ from quire.cli.flags import add_engine_flags, read_options
 from quire.engine.memory import MemoryPlan
 from quire.engine.resolve import DeviceFacts, resolve
 from quire.models.check import CheckReport, LoadedSizes, check_model
+from quire.models.encoder_families import ENCODERS
 from quire.models.families import FAMILIES
 from quire.models.hub import locate_model
 from quire.models.inspect import inspect_model
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 def supported_architectures() -> list[dict[str, str]]:
     """The native architectures, plugins included, as plain data (S125)."""
-    return [{"architecture": name, "family": entry.family} for name, entry in FAMILIES.items()]
+    return [{"architecture": name, "family": entry.family} for name, entry in (FAMILIES | ENCODERS).items()]
 
 
 def _list_text() -> str:

@@ -16,6 +16,7 @@ from quire.base.config import EngineConfig
 from quire.base.errors import EngineDeadError, OverloadedError, QuireError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import RequestOutput
+from quire.base.pooling import PoolingParams
 from quire.base.sampling import SamplingParams
 from quire.engine.client import EngineClient, ProcessClient, ThreadClient
 from quire.engine.collector import RequestCollector
@@ -159,13 +160,16 @@ class AsyncEngine:
     async def submit(
         self,
         prompt: Prompt,
-        sampling_params: SamplingParams | None = None,
+        sampling_params: SamplingParams | PoolingParams | None = None,
         *,
         request_id: str,
         delta: bool = False,
         **options: Any,
     ) -> OutputStream:
-        """Check and queue a request now; errors that `generate` would raise at its first item raise here."""
+        """Check and queue a request now; errors that `generate` would raise at its first item raise here.
+
+        With `PoolingParams` it ends with a vector (`RequestOutput.pooled`) instead of text.
+        """
         self._check_accepting()
         if isinstance(prompt, str):
             prompt = {"prompt": prompt, "prompt_token_ids": await self.tokenize(prompt)}
@@ -180,6 +184,19 @@ class AsyncEngine:
         opened = self.requests.add(RequestCollector(prepared, self.tokenizer, delta=delta))
         self._client.send(AddMessage([prepared.engine]))
         return OutputStream(self.requests, opened)
+
+    async def encode(
+        self, prompt: Prompt, pooling_params: PoolingParams | None = None, *, request_id: str, **options: Any
+    ) -> RequestOutput:
+        """One prompt as a vector, in `pooled`: an embedding, or a logit per label, by what the model is.
+
+        Takes the options of `generate` and raises what it raises.
+        """
+        outputs = await self.submit(prompt, pooling_params or PoolingParams(), request_id=request_id, **options)
+        try:
+            return await anext(outputs)
+        finally:
+            await outputs.aclose()
 
     async def abort(self, request_id: str) -> None:
         """End a request at any moment; its iterator ends with finish reason `abort`. Unknown ids are no error."""

@@ -9,7 +9,7 @@ import importlib
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -17,6 +17,7 @@ from quire.attention import select_backend
 from quire.base.config import EngineConfig
 from quire.base.cpu_kernels import REFERENCE, chosen_instruction_set, instruction_sets
 from quire.base.errors import ConfigError, StepError
+from quire.base.pooling import PoolingParams
 from quire.base.request import EngineRequest
 from quire.base.sampling import SamplingParams
 from quire.cache.manager import KVCacheManager
@@ -32,6 +33,7 @@ from quire.models.loader import load_model
 from quire.models.packed_cache import PackedCache, cache_folder
 from quire.quant.schemes import select_scheme
 from quire.runner.device import Device, select_device
+from quire.runner.encoder_runner import EncoderRunner, RunnableEncoder
 from quire.runner.input_batch import RunnerLimits
 from quire.runner.kv_tensors import allocate
 from quire.runner.model_runner import ModelRunner
@@ -88,7 +90,7 @@ def build_core(
         )
     resolved = resolve(config, info, _facts(device), tokenizer_path=tokenizer_path(config, info))
     core = _assemble(info, resolved, device, ledger, _weight_cache(config, info, resolved))
-    _warm_up(core)
+    _warm_up(core, info)
     ledger.phase("warm-up token")
     return core, _describe(config, info, resolved, ledger)
 
@@ -122,7 +124,8 @@ def _assemble(
 ) -> EngineCore:
     torch.set_num_threads(resolved.threads)
     dtype = getattr(torch, resolved.dtype)
-    attention = select_backend(resolved.device, dtype=dtype)
+    # The compiled kernels look back only: an encoder attends with the reference and does all else on them.
+    attention = select_backend("reference" if info.is_encoder else resolved.device, dtype=dtype)
     context = BuildContext(
         dtype=dtype,
         device=device.torch_device,
@@ -141,18 +144,20 @@ def _assemble(
         dtype=getattr(torch, resolved.kv_cache_dtype),
         device=device.torch_device,
     )
-    runner = ModelRunner(
-        model,
-        backend=attention,
-        device=device,
-        kv=kv,
-        limits=RunnerLimits(
+    runner: ModelRunner | EncoderRunner
+    if info.is_encoder:
+        encoder, size = cast(RunnableEncoder, model), resolved.page_size
+        runner = EncoderRunner(
+            encoder, backend=attention, device=device, kv=kv, page_size=size, vocab_size=info.vocab_rows
+        )
+    else:
+        limits = RunnerLimits(
             max_num_seqs=resolved.max_num_seqs,
             max_model_len=resolved.max_model_len,
             page_size=resolved.page_size,
             vocab_size=info.vocab_rows,
-        ),
-    )
+        )
+        runner = ModelRunner(model, backend=attention, device=device, kv=kv, limits=limits)
     ledger.phase("allocate KV pages")
     return EngineCore(
         build_scheduler(info, resolved),
@@ -183,22 +188,24 @@ def build_scheduler(info: ModelInfo, resolved: ResolvedConfig) -> Scheduler:
         max_num_batched_tokens=resolved.max_num_batched_tokens,
         max_prefill_tokens_mixed=resolved.max_prefill_tokens_mixed,
         max_model_len=resolved.max_model_len,
+        whole_prompts=resolved.whole_prompts,
         policy=resolved.scheduling_policy,
         priority_ageing_seconds=resolved.priority_ageing_seconds,
     )
     return Scheduler(limits, cache, clock=time.monotonic, eos_token_ids=info.eos_token_ids)
 
 
-def _warm_up(core: EngineCore) -> None:
+def _warm_up(core: EngineCore, info: ModelInfo) -> None:
     """Run a step of a prompt and one of a decode, so that ready means ready and no user waits for what is made late."""
     count = 2 if core.scheduler.limits.max_model_len >= 4 else 1  # tokens of the prompt, and of the answer
     request = EngineRequest(
         request_id="warm-up",
         prompt_token_ids=[0] * count,
         params=SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True),
-        max_tokens=count,
+        max_tokens=1 if info.is_encoder else count,
         seed=0,
         arrival_time=time.monotonic(),
+        pooling=info.pooling.pooling(PoolingParams()) if info.pooling and info.is_encoder else None,
     )
     core.inbox.put(AddMessage([request]))
     while core.has_work:
@@ -216,6 +223,7 @@ def _describe(config: EngineConfig, info: ModelInfo, resolved: ResolvedConfig, l
         vocab_rows=info.vocab_rows,
         eos_token_ids=info.eos_token_ids,
         default_sampling=dict(info.default_sampling) if config.model.generation_config == "auto" else {},
+        pooling=info.pooling,
         max_num_seqs=resolved.max_num_seqs,
         max_num_waiting=resolved.max_num_waiting,
         seed=resolved.seed,

@@ -203,6 +203,7 @@ class RequestCollector:
         self._fresh: dict[int, SampleCollector] = {}
         self._prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._metrics: RequestMetrics | None = None
+        self._pooled: bytes | None = None
 
     @property
     def request_id(self) -> str:
@@ -237,6 +238,8 @@ class RequestCollector:
                 sample.fail(output)
                 self.error = self.error or output
             return False
+        if output.pooled is not None:
+            self._pooled = output.pooled
         if output.prompt_logprobs is not None:
             self._prompt_logprobs = [None, *(to_logprobs(e, self._tokenizer) for e in output.prompt_logprobs)]
         if output.index == 0:
@@ -269,6 +272,7 @@ class RequestCollector:
             prompt_logprobs=prompt_logprobs,
             num_cached_tokens=self.num_cached_tokens,
             metrics=self._metrics,
+            pooled=self._pooled,
         )
 
     def discard(self) -> None:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from quire.base.errors import InvalidRequestError
 from quire.base.outputs import RequestMetrics
+from quire.base.pooling import PoolingModel
 from quire.base.sampling import SamplingParams
+
+_ENDPOINTS = {"embed": "/v1/embeddings, /score and /rerank", "classify": "/classify, /score and /rerank"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,8 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...] = ()
     default_sampling: dict[str, Any] = field(default_factory=dict)
     """`SamplingParams` fields that the checkpoint's generation_config.json sets."""
+    pooling: PoolingModel | None = None
+    """What it makes of a prompt besides text; None where it only generates."""
     max_num_seqs: int = 1
     max_num_waiting: int = 4096
     seed: int = 0
@@ -36,6 +42,17 @@ class EngineInfo:
     def default_params(self, **given: Any) -> SamplingParams:
         """Sampling parameters from the model's own defaults with `given` on top; raises InvalidRequestError."""
         return SamplingParams(**{**self.default_sampling, **given})
+
+
+def check_generates(info: EngineInfo) -> None:
+    """Refuse a request for text to a model that writes none; raises InvalidRequestError saying what it serves."""
+    model = info.pooling
+    if model is not None and not model.generates:
+        raise InvalidRequestError(
+            f"the model {info.served_names[0]} generates no text; it serves {_ENDPOINTS[model.task]}",
+            param="model",
+            code="unsupported_task",
+        )
 
 
 class EngineObserver(Protocol):

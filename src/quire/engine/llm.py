@@ -1,32 +1,34 @@
-"""The offline front: `LLM(model).generate(...)`, for scripts. The step loop runs in the caller's thread."""
+"""The offline front: `LLM(model).generate(...)`, `.embed(...)` and their kin, for scripts."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
-
-from tqdm import tqdm
+from typing import Any, TypeVar
 
 from quire.base import errors
 from quire.base.config import BUILTIN_MODEL, EngineConfig
-from quire.base.errors import EngineDeadError, InvalidRequestError
+from quire.base.errors import InvalidRequestError, StepError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import BeamSearchOutput, RequestOutput
+from quire.base.pooling import PoolingModel, PoolingParams, Task, from_bytes
 from quire.base.sampling import BeamSearchParams, SamplingParams, as_list_of_params
+from quire.base.scores import activated
+from quire.base.vectors import ClassificationOutput, EmbeddingOutput, PoolingOutput, ScoringOutput, VectorRequestOutput
 from quire.engine.beam import beam_search
 from quire.engine.build import build_core
 from quire.engine.collector import RequestCollector
-from quire.engine.interrupts import InterruptBetweenSteps
-from quire.engine.messages import AbortMessage, AddMessage
-from quire.engine.open_requests import failure_of
+from quire.engine.core import EngineCore
+from quire.engine.offline import OfflineEngine, ProgressBar
 from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, grammar_checker
+from quire.engine.scoring import pair_up, plan_scoring
 from quire.text.chat import ChatTemplate
 from quire.text.messages import ContentFormat, to_template_messages
 from quire.text.tokenizer import Tokenizer
 
 Messages = list[dict[str, Any]]
+T = TypeVar("T")
 
 
 class LLM:
@@ -41,14 +43,13 @@ class LLM:
 
     def __init__(self, model: str = BUILTIN_MODEL, **options: Any) -> None:
         config = EngineConfig.from_options(model=model, **options)
-        self._core, self.info = build_core(config)
+        core, self.info = build_core(config)
+        self._engine = OfflineEngine(core)
         self.tokenizer = Tokenizer.load(self.info.tokenizer_path)
         self.chat_template = ChatTemplate.load(self.info.tokenizer_path, override_path=config.model.chat_template)
         self._preparer = RequestPreparer(self.info, self.tokenizer)
         self._ids = itertools.count()
         self._grammars = grammar_checker(self.info)
-        self._unusable: str | None = None
-        self._is_stepping = False
 
     def get_tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
@@ -61,7 +62,6 @@ class LLM:
     @property
     def stats(self) -> EngineStats:
         """The engine's counters and gauges."""
-        self._check_open()
         return self._core.stats()
 
     def generate(
@@ -69,7 +69,7 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool | Callable[..., Any] = True,
+        use_tqdm: ProgressBar = True,
         priority: Sequence[int] | None = None,
         cache_salt: str | None = None,
     ) -> list[RequestOutput]:
@@ -82,7 +82,7 @@ class LLM:
             InvalidRequestError: a prompt or its parameters cannot be honoured; nothing was run then.
             StepError, EngineDeadError: the engine failed while generating.
         """
-        self._check_open()
+        _ = self._core  # before anything is prepared for an engine that is gone
         batch = _as_prompts(prompts)
         params = as_list_of_params(sampling_params, len(batch), self.get_default_sampling_params())
         if priority is not None and len(priority) != len(batch):
@@ -94,7 +94,7 @@ class LLM:
             if prepared.engine.grammar is not None:
                 self._grammars.check(prepared.engine.grammar)
             collectors.append(RequestCollector(prepared, self.tokenizer))
-        self._run(collectors, use_tqdm=use_tqdm)
+        self._engine.run(collectors, use_tqdm=use_tqdm, verb="generating")
         return [collector.take() for collector in collectors]
 
     def chat(
@@ -102,7 +102,7 @@ class LLM:
         messages: Messages | Sequence[Messages],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
-        use_tqdm: bool | Callable[..., Any] = True,
+        use_tqdm: ProgressBar = True,
         chat_template: str | None = None,
         chat_template_content_format: ContentFormat = "auto",
         add_generation_prompt: bool = True,
@@ -143,12 +143,63 @@ class LLM:
 
         `tokens` and `text` of a sequence begin with its prompt, and `text` shows special tokens. Raises as `generate`.
         """
-        self._check_open()
+        _ = self._core
         return [beam_search(self, self._preparer.encode(prompt)[0], params) for prompt in _as_prompts(prompts)]
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: ProgressBar = True,
+    ) -> list[VectorRequestOutput[PoolingOutput]]:
+        """Each prompt's numbers as the model gives them: its embedding, or a logit per label. Raises as `generate`."""
+        batch = [(prompt, RequestOptions()) for prompt in _as_prompts(prompts)]
+        outputs = self._read(batch, pooling_params, use_tqdm=use_tqdm)
+        return [_with(output, PoolingOutput(from_bytes(_vector_of(output)))) for output in outputs]
+
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling_params: PoolingParams | None = None,
+        *,
+        use_tqdm: ProgressBar = True,
+    ) -> list[VectorRequestOutput[EmbeddingOutput]]:
+        """Each prompt's embedding, in the order of the prompts; raises as `generate`."""
+        self._model_for("embed")
+        encoded = self.encode(prompts, pooling_params, use_tqdm=use_tqdm)
+        return [_with(output, EmbeddingOutput(output.outputs.data)) for output in encoded]
+
+    def classify(
+        self, prompts: Prompt | Sequence[Prompt], *, use_tqdm: ProgressBar = True
+    ) -> list[VectorRequestOutput[ClassificationOutput]]:
+        """Each prompt's probability of every label; the labels' names are in `info.pooling`. Raises as `generate`."""
+        activation = self._model_for("classify").activation
+        encoded = self.encode(prompts, use_tqdm=use_tqdm)
+        return [_with(output, ClassificationOutput(activated(output.outputs.data, activation))) for output in encoded]
+
+    def score(
+        self, first: str | Sequence[str], second: str | Sequence[str], *, use_tqdm: ProgressBar = True
+    ) -> list[VectorRequestOutput[ScoringOutput]]:
+        """How well texts fit: one with each of several, or two lists text by text.
+
+        A cross-encoder reads both texts at once; an embedding model reads each, and the score is the cosine of the two
+        embeddings. Pairs and texts longer than the model are cut as in its training. Raises as `generate`.
+        """
+        plan = plan_scoring(pair_up(first, second, names=("first", "second")), self.info.pooling)
+        prompts = plan.prompts(self.tokenizer, max_tokens=self.info.max_model_len)
+        batch = [(prompt.token_ids, RequestOptions(second_segment=prompt.second_segment)) for prompt in prompts]
+        outputs = self._read(batch, None, use_tqdm=use_tqdm)
+        scores = plan.scores([_vector_of(output) for output in outputs])
+        return [
+            VectorRequestOutput(request_id=str(next(self._ids)), prompt_token_ids=ids, outputs=ScoringOutput(score))
+            for ids, score in zip(plan.ids_of_pairs(prompts), scores, strict=True)
+        ]
 
     def close(self) -> None:
         """Let go of the model and its memory; further calls raise EngineDeadError, except to close again."""
-        self._give_up("this LLM was closed")
+        self._engine.give_up("this LLM was closed")
+        self._grammars.close()
 
     def __enter__(self) -> LLM:
         return self
@@ -167,59 +218,53 @@ class LLM:
             raise errors.TemplateError(f"the model {name} has no chat template; give one, or use generate")
         return self.chat_template
 
-    def _check_open(self) -> None:
-        if self._unusable is not None:
-            raise EngineDeadError(self._unusable)
+    @property
+    def _core(self) -> EngineCore:
+        return self._engine.core
 
-    def _give_up(self, reason: str) -> None:
-        if self._unusable is None:
-            self._unusable = reason
-            del self._core
-            self._grammars.close()
+    def _model_for(self, task: Task) -> PoolingModel:
+        """The model as one that pools for this task; raises InvalidRequestError where it does something else."""
+        model = self.info.pooling
+        if model is None or model.task != task:
+            serves = "generate" if model is None else model.task
+            name = self.info.served_names[0]
+            raise InvalidRequestError(
+                f"the model {name} does not {task}; it serves {serves}", param="model", code="unsupported_task"
+            )
+        return model
 
-    def _run(self, collectors: list[RequestCollector], *, use_tqdm: bool | Callable[..., Any]) -> None:
-        open_requests = {collector.engine_id: collector for collector in collectors}
-        self._core.inbox.put(AddMessage([collector.prepared.engine for collector in collectors]))
-        make_bar = use_tqdm if callable(use_tqdm) else tqdm
-        try:
-            with (
-                InterruptBetweenSteps() as interrupts,
-                make_bar(total=len(open_requests), desc="generating", unit="req", disable=not use_tqdm) as bar,
-            ):
-                while open_requests:
-                    self._step(open_requests, bar)
-                    interrupts.check()
-        except BaseException as error:
-            self._abandon(open_requests, error)
-            raise
+    def _read(
+        self,
+        batch: Sequence[tuple[Prompt, RequestOptions]],
+        params: PoolingParams | None,
+        *,
+        use_tqdm: ProgressBar,
+    ) -> list[RequestOutput]:
+        """What became of prompts that end with vectors."""
+        _ = self._core
+        collectors = []
+        for prompt, options in batch:
+            name, wanted = str(next(self._ids)), params or PoolingParams()
+            prepared = self._preparer.prepare(prompt, wanted, request_id=name, options=options)
+            collectors.append(RequestCollector(prepared, self.tokenizer))
+        self._engine.run(collectors, use_tqdm=use_tqdm, verb="reading")
+        return [collector.take() for collector in collectors]
 
-    def _abandon(self, open_requests: dict[str, RequestCollector], error: BaseException) -> None:
-        """Let the engine drop what is open. After a step that was torn apart nothing it holds can be relied on."""
-        if self._is_stepping:
-            self._give_up(f"this LLM is unusable since a call to it failed: {type(error).__name__}: {error}")
-            return
-        self._core.inbox.put(AbortMessage(list(open_requests)))
-        while self._core.has_work:
-            self._core.advance()
 
-    def _step(self, open_requests: dict[str, RequestCollector], bar: Any) -> None:
-        stopped: list[tuple[str, int]] = []
-        self._is_stepping = True
-        outputs = self._core.advance()
-        self._is_stepping = False
-        for output in outputs:
-            collector = open_requests.get(output.request_id)
-            if collector is None:
-                continue
-            if collector.push(output):
-                stopped.append((output.request_id, output.index))
-            if (failure := failure_of(collector.error)) is not None:
-                raise failure
-            if collector.is_finished:
-                del open_requests[output.request_id]
-                bar.update()
-        if stopped:
-            self._core.inbox.put(AbortMessage(samples=stopped))
+def _vector_of(output: RequestOutput) -> bytes:
+    if output.pooled is None:
+        raise StepError("the engine ended a request before its vector was complete")
+    return output.pooled
+
+
+def _with(source: RequestOutput | VectorRequestOutput[Any], outputs: T) -> VectorRequestOutput[T]:
+    """What is known of a prompt, with these outputs."""
+    return VectorRequestOutput(
+        request_id=source.request_id,
+        prompt_token_ids=source.prompt_token_ids,
+        outputs=outputs,
+        num_cached_tokens=source.num_cached_tokens,
+    )
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -99,8 +99,7 @@ def plan_memory(info: ModelInfo, request: MemoryRequest, *, free_bytes: int) -> 
     budget = request.kv_budget
     if budget is None:
         left = max(0, free_bytes - weights - workspace - rows)
-        most_useful = request.max_num_seqs * pages_for(wanted_len, request.page_size) * per_page
-        budget = min(most_useful, int(left * _AUTO_SHARE))
+        budget = min(_useful_pages(info, request, wanted_len) * per_page, int(left * _AUTO_SHARE))
     num_pages = budget // per_page
     fitting_len = min(wanted_len, num_pages * request.page_size)
     plan = MemoryPlan(
@@ -116,6 +115,14 @@ def plan_memory(info: ModelInfo, request: MemoryRequest, *, free_bytes: int) -> 
     )
     _check_fits(plan, wanted_len, is_given=request.max_model_len is not None)
     return plan
+
+
+def _useful_pages(info: ModelInfo, request: MemoryRequest, wanted_len: int) -> int:
+    """Pages beyond which there is nothing to gain: for all rows at full length, or for what two steps of an encoder,
+    one of them in flight, compute."""
+    if info.is_encoder:
+        return 2 * (pages_for(request.max_num_batched_tokens, request.page_size) + request.max_num_seqs)
+    return request.max_num_seqs * pages_for(wanted_len, request.page_size)
 
 
 def _check_fits(plan: MemoryPlan, wanted_len: int, *, is_given: bool) -> None:
@@ -152,9 +159,11 @@ def workspace_bytes(info: ModelInfo, request: MemoryRequest, max_model_len: int)
     request at a time, and 64 of its query rows stand for what is alive of them at once.
     """
     config = info.config
-    width = _first_int(config, "hidden_size", "n_embd", "d_model")
-    mlp = _first_int(config, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", default=4 * width)
-    heads = _first_int(config, "num_attention_heads", "n_head", default=1)
+    width = _first_int(config, "hidden_size", "n_embd", "d_model", "dim")
+    mlp = _first_int(
+        config, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "hidden_dim", default=4 * width
+    )
+    heads = _first_int(config, "num_attention_heads", "n_head", "n_heads", default=1)
     step = request.max_num_batched_tokens * (8 * width + 3 * mlp)
     scores = heads * min(64, request.max_num_batched_tokens) * max_model_len
     logits = 3 * request.max_num_seqs * info.vocab_rows

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from quire.base.errors import ContextLengthError, InvalidRequestError
+from quire.base.pooling import Pooling, PoolingParams
 from quire.base.request import EngineRequest
 from quire.base.sampling import ALL_LOGPROBS, SamplingParams, check_token_ids
-from quire.engine.info import EngineInfo
+from quire.engine.info import EngineInfo, check_generates
 from quire.text.grammar import grammar_of
 from quire.text.grammar_checker import GrammarChecker
 from quire.text.tokenizer import Tokenizer
@@ -37,6 +38,8 @@ class RequestOptions:
     """Only requests of equal salt share cached pages."""
     caps_length: bool = False
     """End at the model's length with reason `length` instead of refusing a prompt and max_tokens that exceed it."""
+    second_segment: int | None = None
+    """See `Pooling.second_segment`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +76,23 @@ class RequestPreparer:
         return list(prompt), None
 
     def prepare(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str, options: RequestOptions
+        self, prompt: Prompt, params: SamplingParams | PoolingParams, *, request_id: str, options: RequestOptions
     ) -> PreparedRequest:
-        """Check everything that can be wrong with a request and build it.
+        """Check everything that can be wrong with a request and build it; `params` decide what it ends with.
 
         Raises:
             ContextLengthError: the prompt, or prompt and max_tokens, exceed the model's length.
             InvalidRequestError: anything else the request asks for that cannot be had.
         """
+        pooling: Pooling | None = None
+        if isinstance(params, PoolingParams):
+            pooling = self._pooling(params, options)
+            # The vector stands for the one token of a request that draws none; a prefix hit would hide states from it.
+            params = SamplingParams(
+                temperature=0.0, max_tokens=1, detokenize=False, skip_reading_prefix_cache=pooling.reads_every_token
+            )
+        else:
+            check_generates(self._info)
         ids, text = self.encode(prompt)
         params = params.clone()
         check_token_ids("prompt", ids, self._info.vocab_rows)
@@ -94,7 +106,7 @@ class RequestPreparer:
             request_id=f"{request_id}/{number}",
             prompt_token_ids=ids,
             params=params,
-            max_tokens=self._max_tokens(len(ids), params, caps=options.caps_length),
+            max_tokens=self._max_tokens(len(ids), params, caps=options.caps_length) if pooling is None else 1,
             seed=params.seed if params.seed is not None else self._seed(number),
             arrival_time=now,
             priority=options.priority,
@@ -102,17 +114,43 @@ class RequestPreparer:
             cache_salt=options.cache_salt,
             bad_words_token_ids=self._bad_words(params.bad_words),
             grammar=None if structured is None else grammar_of(structured),
+            pooling=pooling,
         )
+        if pooling is not None:
+            self._check_prompt_fits(len(ids))
         return PreparedRequest(request, text, request_id)
+
+    def _pooling(self, params: PoolingParams, options: RequestOptions) -> Pooling:
+        model = self._info.pooling
+        if model is None:
+            raise InvalidRequestError(
+                f"the model {self._info.served_names[0]} generates text and gives no vectors; use completions or chat",
+                param="model",
+                code="unsupported_task",
+            )
+        return model.pooling(params, second_segment=options.second_segment)
+
+    def _check_prompt_fits(self, num_prompt: int) -> None:
+        """A prompt that becomes a vector may fill the model's whole length."""
+        longest = self._info.max_model_len
+        if num_prompt == 0:
+            raise InvalidRequestError("the input is empty; at least one token is needed", param="input")
+        if num_prompt > longest:
+            raise ContextLengthError(
+                f"the input has {num_prompt} tokens; this model's maximum context length is {longest} tokens. "
+                f"Shorten the input, or let truncate_prompt_tokens do it",
+                param="input",
+            )
 
     def _max_tokens(self, num_prompt: int, params: SamplingParams, *, caps: bool) -> int:
         longest = self._info.max_model_len
         if num_prompt == 0:
             raise InvalidRequestError("the prompt is empty; at least one token is needed", param="prompt")
         if num_prompt >= longest:
+            asked = "" if params.max_tokens is None else f" and {params.max_tokens} completion tokens were requested"
             raise ContextLengthError(
-                f"the prompt has {num_prompt} tokens; this model's maximum context length is {longest} tokens, at "
-                f"least one of them for the output. Shorten the prompt, or raise --max-model-len",
+                f"the prompt has {num_prompt} tokens{asked}; this model's maximum context length is {longest} tokens, "
+                f"at least one of them for the output. Shorten the prompt, or raise --max-model-len",
                 param="prompt",
             )
         room = longest - num_prompt

@@ -62,6 +62,8 @@ class ResolvedConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     max_prefill_tokens_mixed: int
+    whole_prompts: bool
+    """Whether a prompt is computed in one step: an encoder's is."""
     max_num_waiting: int
     scheduling_policy: str
     priority_ageing_seconds: float
@@ -128,7 +130,8 @@ def resolve(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, tokeni
         weight_format=weight_format,
         kv_cache_dtype=kv_dtype,
         page_size=config.cache.page_size,
-        enable_prefix_caching=config.cache.enable_prefix_caching,
+        enable_prefix_caching=config.cache.enable_prefix_caching and not info.is_encoder,
+        whole_prompts=info.is_encoder,
         max_model_len=memory.max_model_len,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
@@ -158,9 +161,22 @@ def _step_limits(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, *, d
             f"max_num_batched_tokens ({tokens}) is below max_num_seqs ({seqs}): a step could not advance every running "
             f"request by one token. Raise the first or lower the second"
         )
+    if info.is_encoder:
+        return _encoder_limits(seqs, tokens, defaults, longest=config.model.max_model_len or info.max_position)
     tokens = tokens or max(defaults.max_num_batched_tokens, seqs)
     mixed = asked.max_prefill_tokens_mixed or defaults.max_prefill_tokens_mixed
     return StepLimits(max_num_seqs=seqs, max_num_batched_tokens=tokens, max_prefill_tokens_mixed=min(mixed, tokens))
+
+
+def _encoder_limits(seqs: int, tokens: int | None, defaults: StepLimits, *, longest: int) -> StepLimits:
+    """The limits of a model that computes every prompt in one step, whatever else the step holds."""
+    if tokens is not None and tokens < longest:
+        raise ConfigError(
+            f"max_num_batched_tokens ({tokens}) is below the {longest} tokens a prompt may have, and an encoder "
+            f"computes a prompt in one step. Raise it, or set max_model_len to {tokens}"
+        )
+    tokens = tokens or max(defaults.max_num_batched_tokens, seqs, longest)
+    return StepLimits(max_num_seqs=seqs, max_num_batched_tokens=tokens, max_prefill_tokens_mixed=tokens)
 
 
 def _auto_threads(facts: DeviceFacts, weight_bytes: int) -> int:
@@ -183,6 +199,8 @@ def _kv_dtype(config: EngineConfig, info: ModelInfo, facts: DeviceFacts, dtype: 
         )
     if asked != "auto":
         return asked
+    if info.is_encoder:
+        return dtype  # its pages are a workspace: narrow ones would save little and round every score
     is_narrow = (
         config.model.dtype == "auto" and info.stored_dtype == "bfloat16" and _runs_on_kernels(facts, info, dtype)
     )

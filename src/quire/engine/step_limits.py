@@ -62,5 +62,5 @@ def _tokens(count: float) -> int:
 
 def _table_numbers(info: ModelInfo) -> int:
     """Numbers of the token table, of which a token needs one row."""
-    widths = (info.config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
+    widths = (info.config.get(key) for key in ("hidden_size", "n_embd", "d_model", "dim"))
     return info.vocab_rows * next((width for width in widths if isinstance(width, int)), 0)

@@ -97,6 +97,11 @@ class DecoderConfig:
     moe: MoeConfig | None = None
 
     @property
+    def output_size(self) -> int:
+        """Numbers of a hidden state behind the last layer."""
+        return self.hidden_size
+
+    @property
     def kv_layers(self) -> tuple[KVLayerSpec, ...]:
         """One cache specification per layer."""
         return (KVLayerSpec(self.num_kv_heads, self.head_dim),) * self.num_layers
@@ -106,3 +111,51 @@ class DecoderConfig:
         """The position scheme in words; layers that differ are listed once each."""
         names = [rope.describe() for rope in dict.fromkeys(self.ropes) if rope is not None]
         return " / ".join(dict.fromkeys(names)) or self.position_scheme or "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A stack of layers in which every token attends to all others (Devlin et al., BERT, 2018, and its kin)."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    """Rows of the embedding: valid token ids are 0 to vocab_size - 1."""
+    max_position: int
+    """Longest prompt, in tokens."""
+    position_offset: int = 0
+    """Rows of the position table before that of the first token."""
+    num_token_types: int = 0
+    """Rows of the token type table; 0 where there is none."""
+    activation: str
+    """A key of `ops.ACTIVATIONS`."""
+    norm_eps: float
+    labels: tuple[str, ...] = ()
+    """What its head tells apart; empty where it has none and embeds."""
+    label_activation: str = "softmax"
+    """See `base.pooling.PoolingModel.activation`."""
+    ignored_weights: tuple[str, ...] = ()
+    """Patterns (full match) of checkpoint tensors that are not needed: heads for other tasks, buffers."""
+
+    @property
+    def kv_layers(self) -> tuple[KVLayerSpec, ...]:
+        """One: K and V are read in the step that writes them and no longer, so all layers use the same pages."""
+        return (KVLayerSpec(self.num_heads, self.head_dim),)
+
+    @property
+    def output_size(self) -> int:
+        """Numbers of a hidden state behind the last layer."""
+        return self.hidden_size
+
+    @property
+    def rope(self) -> str:
+        """The position scheme in words."""
+        return "learned"
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """False: nothing is projected back to tokens."""
+        return False

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from quire.base.errors import ConfigError, UnsupportedModelError, WeightError
 from quire.models.checkpoint import Checkpoint
+from quire.models.info import ModelInfo
 from quire.models.inspect import inspect_model
 from quire.models.refusals import quantization
 
@@ -130,7 +131,7 @@ def _supported(checkpoint: Checkpoint) -> CheckReport:
     return CheckReport(
         path=str(checkpoint.path),
         verdict="supported" if is_native else "adapter",
-        reason="runs natively" if is_native else "runs through transformers' model code with quire's paged attention",
+        reason=_how(info) if is_native else "runs through transformers' model code with quire's paged attention",
         architecture=info.architecture,
         family=info.family,
         rope=info.rope,
@@ -141,6 +142,13 @@ def _supported(checkpoint: Checkpoint) -> CheckReport:
         max_context=info.max_position,
         notes=info.notes,
     )
+
+
+def _how(info: ModelInfo) -> str:
+    """How a native model runs, and what for where that is not to generate."""
+    if info.pooling is None or info.pooling.generates:
+        return "runs natively"
+    return "runs natively, to embed" if info.pooling.task == "embed" else "runs natively, to classify and score"
 
 
 def _refused(checkpoint: Checkpoint, reason: str) -> CheckReport:

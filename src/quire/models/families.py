@@ -1,6 +1,6 @@
-"""The native families: which class runs an architecture, and which reader makes its configuration. Torch-free.
+"""The native families that generate: which class runs an architecture, which reader makes its configuration.
 
-`module` is imported only when a model is built, so sizing and `quire check` never load torch.
+Torch-free: `module` is imported only when a model is built, so sizing and `quire check` never load torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quire.layers.config import DecoderConfig
+from quire.layers.config import DecoderConfig, EncoderConfig
 from quire.models import readers, readers_classic, readers_composite
 
 
@@ -21,11 +21,11 @@ class FamilyEntry:
     """Name in the compatibility table."""
     module: str
     class_name: str
-    read: Callable[[Mapping[str, Any]], DecoderConfig]
+    read: Callable[[Mapping[str, Any]], DecoderConfig | EncoderConfig]
     """Reads config.json (the text part of a composite one); raises UnsupportedModelError naming key and value."""
 
 
-Reader = Callable[[Mapping[str, Any]], DecoderConfig]
+Reader = Callable[..., DecoderConfig | EncoderConfig]
 
 
 def _entry(family: str, read: Reader, module: str, class_name: str) -> FamilyEntry:

@@ -30,6 +30,7 @@ class GenericDecoder:
     vocab_rows: int
     max_position: int
     rope: str
+    hidden_size: int | None
 
 
 def read_generic(config: Mapping[str, Any]) -> GenericDecoder:
@@ -46,6 +47,7 @@ def read_generic(config: Mapping[str, Any]) -> GenericDecoder:
         vocab_rows=_number(config, ("vocab_size",)),
         max_position=max(_number(config, _POSITIONS), _yarn_length(config)),
         rope=rope_words(config),
+        hidden_size=_optional(config, _WIDTH),
     )
 
 

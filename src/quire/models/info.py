@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from quire.base.pooling import PoolingModel
 from quire.layers.config import KVLayerSpec as KVLayerSpec
 
 
@@ -36,6 +37,10 @@ class ModelInfo:
     """From generation_config.json (which may list several), else config.json."""
     default_sampling: dict[str, Any] = field(default_factory=dict)
     """Sampling fields of generation_config.json under `SamplingParams` names."""
+    pooling: PoolingModel | None = None
+    """What the model makes of a prompt besides text; None where it only generates."""
+    is_encoder: bool = False
+    """Whether every token attends to all others, so that a prompt is computed at once and nothing is generated."""
     rope: str = "none"
     """Position scheme in words, for reports: default, llama3 x8, yarn x4, alibi, learned, ..."""
     notes: tuple[str, ...] = ()

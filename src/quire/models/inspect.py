@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from quire.base.errors import UnsupportedModelError
+from quire.layers.config import EncoderConfig
 from quire.models.checkpoint import Checkpoint
 from quire.models.generation_defaults import default_sampling, eos_token_ids
 from quire.models.generic_config import GenericDecoder, read_generic
 from quire.models.info import ModelInfo
+from quire.models.pooling_defaults import pooling_of
 from quire.models.readers_composite import text_part
 from quire.models.registry import Choice, choose_implementation
+from quire.models.sentence_files import SentenceFiles, read_sentence_files
 from quire.models.tensor_headers import TensorHeader
 from quire.models.weight_sizes import loaded_shapes
 
@@ -44,9 +47,11 @@ def inspect_model(path: str | Path, *, require_weights: bool = True) -> ModelInf
     config = checkpoint.config
     choice = choose_implementation(config)
     _refuse_quantized_files(checkpoint, choice)
+    read = None if choice.entry is None else choice.entry.read(config)
     sizes = read_sizes(choice, config)
     is_empty = not require_weights and not checkpoint.has_weights
     tensors: Mapping[str, TensorHeader] = {} if is_empty else checkpoint.tensors
+    sentence = read_sentence_files(checkpoint)
     sampling, sampling_notes = default_sampling(checkpoint.generation_config)
     return ModelInfo(
         path=str(path),
@@ -55,7 +60,7 @@ def inspect_model(path: str | Path, *, require_weights: bool = True) -> ModelInf
         implementation="native" if choice.entry is not None else "adapter",
         config=text_part(config) if choice.entry is not None else config,
         kv_layers=sizes.kv_layers,
-        max_position=sizes.max_position,
+        max_position=_shortened(sizes.max_position, sentence),
         vocab_rows=sizes.vocab_rows,
         stored_dtype=_stored_dtype(tensors, config),
         weight_files=() if is_empty else checkpoint.weight_files,
@@ -63,11 +68,14 @@ def inspect_model(path: str | Path, *, require_weights: bool = True) -> ModelInf
         shapes=_shapes(choice, config, tensors),
         eos_token_ids=eos_token_ids(checkpoint.generation_config, config, vocab_rows=sizes.vocab_rows),
         default_sampling=sampling,
+        pooling=pooling_of(read, sizes.hidden_size, sentence),
+        is_encoder=isinstance(read, EncoderConfig),
         rope=sizes.rope,
         notes=(
             *_code_notes(checkpoint),
             *((_TEXT_ONLY,) if "text_config" in config else ()),
             *sampling_notes,
+            *(() if sentence is None else sentence.notes),
             *((_MISSING_WEIGHTS,) if is_empty else ()),
         ),
     )
@@ -78,8 +86,10 @@ def _shapes(
 ) -> dict[str, tuple[int, ...]]:
     if choice.entry is None:
         return {}
-    is_tied = choice.entry.read(config).tie_word_embeddings
-    return loaded_shapes({name: header.shape for name, header in tensors.items()}, is_tied=is_tied)
+    read = choice.entry.read(config)
+    ignored = read.ignored_weights if isinstance(read, EncoderConfig) else ()
+    shapes = {name: header.shape for name, header in tensors.items()}
+    return loaded_shapes(shapes, is_tied=read.tie_word_embeddings, ignored=ignored)
 
 
 def read_sizes(choice: Choice, config: Mapping[str, Any]) -> GenericDecoder:
@@ -92,7 +102,14 @@ def read_sizes(choice: Choice, config: Mapping[str, Any]) -> GenericDecoder:
         vocab_rows=decoder.vocab_size,
         max_position=decoder.max_position,
         rope=decoder.rope,
+        hidden_size=decoder.output_size,
     )
+
+
+def _shortened(max_position: int, sentence: SentenceFiles | None) -> int:
+    """The longest prompt: what the positions allow, or less where an embedding model was trained for less."""
+    shorter = None if sentence is None else sentence.max_length
+    return max_position if shorter is None else min(max_position, shorter)
 
 
 def _refuse_quantized_files(checkpoint: Checkpoint, choice: Choice) -> None:

@@ -66,8 +66,8 @@ class LoadableModel(Protocol):
         """Other beginnings of checkpoint names and what they stand for: (found, meant)."""
 
     @property
-    def lm_head(self) -> OutputHead:
-        """The output head."""
+    def lm_head(self) -> OutputHead | None:
+        """The output head; None where the model writes no text."""
 
     def __call__(self, token_ids: Tensor, positions: Tensor, *, kv: Sequence[Tensor], plan: AttentionPlan) -> Tensor:
         """Hidden states [T, E]; see `CausalLM.forward`."""
@@ -190,7 +190,7 @@ def _slot_name(name: str, slots: Mapping[str, WeightSlot], prefixes: Iterable[tu
 
 
 def _is_tied_head(model: LoadableModel, name: str) -> bool:
-    return model.lm_head.is_tied and name.endswith(_TIED_HEADS)
+    return model.lm_head is not None and model.lm_head.is_tied and name.endswith(_TIED_HEADS)
 
 
 def _check_tied_head(model: LoadableModel, checkpoint: Checkpoint, name: str, kept: KeptWeights | None) -> None:
@@ -199,6 +199,7 @@ def _check_tied_head(model: LoadableModel, checkpoint: Checkpoint, name: str, ke
     file = WeightFile(checkpoint.path / header.file)
     if kept is not None:
         kept.add(name, file.view(header))
+    assert model.lm_head is not None
     if not model.lm_head.holds(file.tensor(header)):
         raise WeightError(
             f"{name} differs from the embedding, although config.json ties them; to use it, set tie_word_embeddings to "

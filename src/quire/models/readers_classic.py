@@ -49,6 +49,11 @@ class OPTConfig(DecoderConfig):
     embedding_size: int
     norm_affine: bool
 
+    @property
+    def output_size(self) -> int:
+        """As narrow as the embeddings, for the head."""
+        return self.embedding_size
+
 
 def _equal_heads(reader: ConfigReader, width: str = "hidden_size", heads: str = "num_attention_heads") -> int:
     """Head size of families that cut the width into equal heads."""

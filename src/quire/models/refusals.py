@@ -105,7 +105,7 @@ def _state_space(config: Config, architecture: str) -> str | None:
 
 def _encoder(config: Config, architecture: str) -> str | None:
     if architecture.endswith(_ENCODER_ENDINGS) or config.get("model_type") in _ENCODER_TYPES:
-        return "it is an encoder or a classifier; only decoders with a language-model head generate text"
+        return "it is an encoder or a classifier of a family that has no implementation here, and generates no text"
     if architecture.endswith("Model") and not architecture.endswith("LMHeadModel"):
         return "it has no language-model head; only decoders with one generate text"
     return None

@@ -12,6 +12,7 @@ from typing import Any
 
 from quire.base.errors import ConfigError, UnsupportedModelError
 from quire.models.catalogue import adapter_support
+from quire.models.encoder_families import ENCODERS
 from quire.models.families import FAMILIES, FamilyEntry
 from quire.models.refusals import adapter_refusal_reason, quantization_reason, refusal_reason
 
@@ -51,7 +52,7 @@ def choose_implementation(config: Mapping[str, Any]) -> Choice:
         UnsupportedModelError: when none does, with the architecture and the reason.
     """
     architecture = architecture_of(config)
-    entry = FAMILIES.get(architecture)
+    entry = FAMILIES.get(architecture) or ENCODERS.get(architecture)
     # Who registers an architecture vouches for its layers; only the format of the weights is beyond it.
     reason = quantization_reason(config) if entry is not None else refusal_reason(config, architecture)
     if reason is not None:
@@ -60,7 +61,7 @@ def choose_implementation(config: Mapping[str, Any]) -> Choice:
         return Choice(architecture, entry)
     reason = adapter_refusal_reason(config) or adapter_support(architecture, str(config.get("model_type", ""))).reason
     if reason:
-        native = ", ".join(sorted({known.family for known in FAMILIES.values()}))
+        native = ", ".join(sorted({known.family for known in (FAMILIES | ENCODERS).values()}))
         raise UnsupportedModelError(f"{architecture} is not supported: {reason}. Native families: {native}")
     return Choice(architecture, None)
 
@@ -72,4 +73,4 @@ def architecture_of(config: Mapping[str, Any]) -> str:
         raise UnsupportedModelError(
             f"config.json: architectures is {str(names)[:100]}; it must list a class such as LlamaForCausalLM"
         )
-    return str(next((name for name in names if name in FAMILIES), names[0]))
+    return str(next((name for name in names if name in FAMILIES or name in ENCODERS), names[0]))

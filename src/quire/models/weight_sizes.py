@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from quire.base.packed_layout import packed_bytes, table_format
 
@@ -19,20 +19,23 @@ _UNUSED = re.compile(
     r".*(\.inv_freq|\.masked_bias|\.(attn|attention)\.bias)|.*(vision_tower|multi_modal_projector)\..*"
 )
 """Buffers and other models' parts, which the loader ignores."""
-_FUSED = re.compile(r"(.*?)(?:(?P<qkv>[qkv])_proj|(?P<gate_up>(gate|up)_proj|w1|w3))\.weight")
+_FUSED = re.compile(
+    r"(.*?)(?:(?P<qkv>[qkv]_proj|[qkv]_lin|self\.(query|key|value))|(?P<gate_up>(gate|up)_proj|w1|w3))\.weight"
+)
 _TABLES = re.compile(r".*(embed_tokens|wte|embed_in|word_embeddings|lm_head|embed_out)\.weight")
-_POSITIONS = re.compile(r".*(wpe|embed_positions)\.weight")
+_POSITIONS = re.compile(r".*(wpe|embed_positions|position_embeddings|token_type_embeddings)\.weight")
 _ROUTERS = re.compile(r".*\.gate\.weight")
 _TRANSPOSED = re.compile(r".*\.(c_attn|c_proj|c_fc)\.weight")
 _HEADS = re.compile(r"(.*\.)?(lm_head|embed_out)\.weight")
 
 
-def loaded_shapes(shapes: Mapping[str, Shape], *, is_tied: bool) -> dict[str, Shape]:
+def loaded_shapes(shapes: Mapping[str, Shape], *, is_tied: bool, ignored: Sequence[str] = ()) -> dict[str, Shape]:
     """The tensors that fill the model: a tied head that is stored as well is compared and not loaded."""
+    unused = re.compile("|".join((_UNUSED.pattern, *ignored)))
     return {
         name: shape
         for name, shape in shapes.items()
-        if not _UNUSED.fullmatch(name) and not (is_tied and _HEADS.fullmatch(name))
+        if not unused.fullmatch(name) and not (is_tied and _HEADS.fullmatch(name))
     }
 
 

@@ -7,6 +7,7 @@ are the host's decision, so their table stays on the host and each step sends th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +69,19 @@ class InputBatch:
         """Write drawn tokens [R] into their rows."""
         self.flat_tokens.index_copy_(0, draws.places, token_ids.int())
 
-    def build(self, work: SchedulerOutput) -> StepInputs:
-        """A step's inputs; where it only goes on, they are those of the last step, advanced."""
+    def build(self, work: SchedulerOutput, silent: Sequence[int] = ()) -> StepInputs:
+        """A step's inputs; where it only goes on, they are those of the last step, advanced.
+
+        `silent` rows, given by their places in the step, draw nothing although they reach their last token.
+        """
+        if silent:
+            self._decode = None
+            return self._mixed(work, silent)
         if self._decode is not None and self._decode.advance(work):
             return self._decode.inputs
         self._decode = None
         if not all(work.samples) or max(work.num_scheduled) > 1:
-            return self._mixed(work)
+            return self._mixed(work, ())
         self._decode = DecodeInputs(
             work,
             tokens=self.tokens,
@@ -84,7 +91,7 @@ class InputBatch:
         )
         return self._decode.inputs
 
-    def _mixed(self, work: SchedulerOutput) -> StepInputs:
+    def _mixed(self, work: SchedulerOutput, silent: Sequence[int]) -> StepInputs:
         """The inputs of a step that computes several tokens of a row, or only some of a prompt."""
         num_tokens, upload = sum(work.num_scheduled), self._device.upload
         rows, starts, counts = (np.array(x, dtype=np.int64) for x in (work.rows, work.starts, work.num_scheduled))
@@ -94,7 +101,9 @@ class InputBatch:
         size, width = self._limits.page_size, self.tokens.shape[1]
         slots = self.page_tables[token_rows, positions // size].astype(np.int64) * size + positions % size
         places, on_device, slot_mapping = upload(np.array((token_rows * width + positions, positions, slots)))
-        draw_index = np.flatnonzero(work.samples)
+        draws = np.array(work.samples)
+        draws[list(silent)] = False
+        draw_index = np.flatnonzero(draws)
         draw_rows, draw_positions = rows[draw_index], context_lens[draw_index]
         row_index, position_index, drawn_places = upload(
             np.array((draw_rows, draw_positions, draw_rows * width + draw_positions))

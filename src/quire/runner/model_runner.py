@@ -20,6 +20,7 @@ from quire.runner.errors import AllocationFailuresAsStepErrors
 from quire.runner.input_batch import InputBatch, RunnerLimits
 from quire.runner.kv_tensors import copy_pages, poison
 from quire.runner.pending import PendingTokens, StepResults
+from quire.runner.pooling import PooledRows
 from quire.runner.prompt_logprobs import PromptPart, prompt_logprobs
 from quire.runner.sampler import Greedy, SampledTensors, Sampler
 from quire.runner.sampling_state import DrawColumns
@@ -54,6 +55,7 @@ class ModelRunner:
         self._kv = kv
         self._batch = InputBatch(limits, device)
         self._sampler = Sampler(device=device, max_num_seqs=limits.max_num_seqs, vocab_size=limits.vocab_size)
+        self._pooled = PooledRows()
         self._graphs = device.graphs()
         self._plan: tuple[StepInputs, AttentionPlan] | None = None
 
@@ -71,7 +73,8 @@ class ModelRunner:
         """
         with AllocationFailuresAsStepErrors(), self._device.computing():
             self._update_rows(work)
-            inputs = self._batch.build(work)
+            pooling = self._pooled.lines(work)
+            inputs = self._batch.build(work, pooling)
             hidden, sampled = self._decode(inputs) if inputs.last_tokens is None else self._mixed(inputs)
             asks = self._sampler.state.asks_for_prompt
             invalid = self._batch.invalid_rows
@@ -80,6 +83,7 @@ class ModelRunner:
                 draw_index=inputs.draw_index,
                 sampled=sampled,
                 prompt=self._prompt_logprobs(work, inputs, hidden) if asks else (),
+                pooled=self._pool(work, inputs, hidden, pooling) if pooling else (),
                 invalid={line: invalid[row] for line, row in enumerate(work.rows) if row in invalid} if invalid else {},
             )
             return PendingTokens(results, self._device)
@@ -101,7 +105,8 @@ class ModelRunner:
         """Rows that end, then rows that start; `page_copies` touch no row."""
         self._sampler.remove(work.freed_rows)
         self._batch.start(work)
-        self._sampler.add(work.new_rows)
+        self._sampler.add([new for new in work.new_rows if new.pooling is None])
+        self._pooled.change(work)
         copy_pages(self._kv, work.page_copies)
 
     def _plan_for(self, inputs: StepInputs) -> AttentionPlan:
@@ -149,6 +154,12 @@ class ModelRunner:
     ) -> list[tuple[PromptPart, TokenLogprobTensors]]:
         state, logits = self._sampler.state, self._model.logits
         return prompt_logprobs(work, inputs, hidden, state=state, batch=self._batch, logits=logits)
+
+    @torch.inference_mode()
+    def _pool(
+        self, work: SchedulerOutput, inputs: StepInputs, hidden: Tensor, lines: Sequence[int]
+    ) -> list[tuple[int, Tensor]]:
+        return self._pooled.pool(work, lines, inputs.first_tokens, hidden)
 
     @torch.inference_mode()
     def _decoded(self, plan: AttentionPlan, places: Tensor, positions: Tensor) -> tuple[Tensor, ...]:

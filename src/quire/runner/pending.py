@@ -18,6 +18,7 @@ from quire.runner.prompt_logprobs import PromptPart
 from quire.runner.sampler import STATUS_TEXT, SampledTensors, status_of
 
 _NAN_PROMPT = "the model's log-probabilities of this prompt are NaN"
+_NAN_VECTOR = "the model's hidden states of this prompt are NaN or infinite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +32,8 @@ class StepResults:
     prompt: Sequence[tuple[PromptPart, TokenLogprobTensors]]
     invalid: Mapping[int, str]
     """Rows of the step, by place, that failed before they were computed."""
+    pooled: Sequence[tuple[int, Tensor]] = ()
+    """Vectors [N] float32 of rows that pool, by their place in the step."""
 
 
 class PendingTokens:
@@ -65,6 +68,8 @@ def _tensors(results: StepResults) -> Iterable[Tensor]:
         yield from results.sampled.logprobs or ()
     for _, tensors in results.prompt:
         yield from tensors
+    for _, vector in results.pooled:
+        yield vector
 
 
 def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
@@ -89,6 +94,8 @@ def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
             answer.failed_rows.setdefault(part.line, _NAN_PROMPT)
         else:
             answer.prompt_logprobs[part.line] = prompt
+    for line, _ in results.pooled:
+        _tell_vector(answer, line, next(tensors))
     for line, reason in results.invalid.items():
         answer.failed_rows[line] = reason
         answer.token_ids[line] = []
@@ -101,6 +108,14 @@ def _tell_failures(answer: SampledTokens, lines: Sequence[int], largest: Sequenc
         if not isfinite(value):
             answer.token_ids[line] = []
             answer.failed_rows[line] = STATUS_TEXT[status_of(value)]
+
+
+def _tell_vector(answer: SampledTokens, line: int, vector: Tensor) -> None:
+    """Enter a row's vector, or that it has none."""
+    if bool(vector.isfinite().all()):
+        answer.pooled[line] = vector.numpy().astype("<f4").tobytes()
+    else:
+        answer.failed_rows[line] = _NAN_VECTOR
 
 
 def _entries(tensors: Sequence[Tensor], num_top: Sequence[int]) -> list[TokenLogprobs]:

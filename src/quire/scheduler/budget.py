@@ -19,6 +19,8 @@ class SchedulerLimits:
     """Tokens of prefill in a step that also decodes; bounds the decoding requests' inter-token time."""
     max_model_len: int
     """Prompt and output of one request, in tokens."""
+    whole_prompts: bool = False
+    """Whether a prompt is computed in one step or waits: an encoder's tokens look at all others."""
     policy: str = "priority"
     """A name known to `queues.register_policy`."""
     priority_ageing_seconds: float = 30.0

@@ -52,6 +52,8 @@ class Collector:
             self._cache.commit(request, start + num_tokens)
         if sampled.prompt_logprobs:
             self._gather(request, sampled.prompt_logprobs.get(position), start)
+        if position in sampled.pooled:
+            return _end_with_vector(request, sampled.pooled[position], now)
         token_ids = sampled.token_ids[position]
         if not token_ids:
             return None
@@ -93,3 +95,15 @@ class Collector:
                 break
         self.generation_tokens += len(output.token_ids)
         return output
+
+
+def _end_with_vector(request: Request, vector: bytes, now: float) -> TokenOutput:
+    """The output that ends a request which pools."""
+    request.metrics.first_token_time = request.metrics.last_token_time = now
+    return TokenOutput(
+        request_id=request.request_id,
+        index=request.index,
+        token_ids=[],
+        pooled=vector,
+        finish_reason=FinishReason.STOP,
+    )

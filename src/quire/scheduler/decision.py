@@ -51,6 +51,7 @@ class Decision:
                 stop_ids=tuple(sorted(request.eos_token_ids | request.stop_token_ids)),
                 bad_words=tuple(map(tuple, request.bad_words_token_ids)),
                 is_constrained=request.constraint is not None,
+                pooling=request.pooling,
             )
         )
         self._append(request, row, num_tokens)

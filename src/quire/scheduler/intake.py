@@ -41,6 +41,7 @@ def make_samples(
             stop_token_ids=frozenset(params.stop_token_ids),
             eos_token_ids=eos,
             constraint=None if constraint is None else constraint.fork(),
+            pooling=request.pooling,
             metrics=RequestMetrics(arrival_time=request.arrival_time),
         )
         for index in range(params.n)
@@ -59,7 +60,8 @@ def refusal(request: EngineRequest, *, max_model_len: int, num_pages: int, page_
     if request.cache_salt == "":
         return "InvalidRequestError", "cache_salt is empty; give a non-empty string or leave it out"
     asked = f"{num_prompt} prompt tokens and {request.max_tokens} output tokens"
-    if num_total > max_model_len:
+    # A vector takes no place behind the prompt.
+    if (num_total if request.pooling is None else num_prompt) > max_model_len:
         return "ContextLengthError", f"{asked} exceed the {max_model_len} tokens allowed (setting: max_model_len)"
     # The last output token is never computed, so it needs no place.
     if pages_for(num_total - 1, page_size) > num_pages:

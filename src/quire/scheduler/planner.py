@@ -117,7 +117,8 @@ class Planner:
             num_done, cost = hit.num_tokens, cache.cost(request.num_tokens, hit)
         num_wanted = request.num_tokens - num_done
         num_tokens = decision.budget.offer(num_wanted)
-        if not num_tokens or cost > num_spare:
+        is_cut = self._limits.whole_prompts and num_tokens < num_wanted
+        if not num_tokens or is_cut or cost > num_spare:
             return False
         if parent is not None:
             cache.fork(parent, request)

@@ -24,13 +24,13 @@ from quire.server.batches.runner import BatchRunner
 from quire.server.errors import install_handlers
 from quire.server.metrics import ServerMetrics
 from quire.server.request_log import RequestLogMiddleware
-from quire.server.routes import batches, chat, completions, files, models, status, tokens
+from quire.server.routes import batches, chat, completions, embeddings, files, models, scores, status, tokens
 from quire.server.state import ServerState
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
-_GROUPS = (chat, completions, models, tokens, files, batches, status)
+_GROUPS = (chat, completions, embeddings, scores, models, tokens, files, batches, status)
 _EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"]
 
 

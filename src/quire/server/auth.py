@@ -87,7 +87,8 @@ class GuardMiddleware:
         if scope["path"] in self._open:
             return None
         if len(self._keys):
-            return self._key_refusal(headers)
+            # Browsers ask whether they may send a key without sending one; no route does anything for OPTIONS.
+            return None if scope["method"] == "OPTIONS" else self._key_refusal(headers)
         hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
         if len(hosts) == 1 and self._hosts.accepts(hosts[0]):
             return None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from quire.base.errors import OverloadedError
 from quire.base.outputs import RequestOutput
+from quire.base.pooling import PoolingParams
 from quire.base.sampling import SamplingParams
 from quire.server.prompts import Prompt
 
@@ -37,7 +38,9 @@ class Generation:
         """The response's id; the engine's ids derive from it. No client chooses either (SEC-25)."""
         self._streams: list[OutputStream] = []
 
-    async def submit(self, prompts: Sequence[Prompt], params: SamplingParams, options: GenerationOptions) -> None:
+    async def submit(
+        self, prompts: Sequence[Prompt], params: SamplingParams | PoolingParams, options: GenerationOptions
+    ) -> None:
         """Queue every prompt, or none: a refusal raises before anything was sent to the client (REL-10).
 
         Raises:
@@ -45,6 +48,7 @@ class Generation:
         """
         try:
             for index, prompt in enumerate(prompts):
+                pair = {} if prompt.second_segment is None else {"second_segment": prompt.second_segment}
                 stream = await self.engine.submit(
                     prompt.token_ids,
                     params,
@@ -53,6 +57,7 @@ class Generation:
                     priority=options.priority,
                     timeout=options.timeout,
                     cache_salt=options.cache_salt,
+                    **pair,
                 )
                 self._streams.append(stream)
         except BaseException:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.engine.info import check_generates
 from quire.protocol.common import SamplingFields
 from quire.protocol.decode import RequestDecoder
 from quire.server.generation import Generation, GenerationOptions
@@ -64,4 +65,6 @@ async def take_in(request: Request, decoder: RequestDecoder[T]) -> Incoming[T]:
     state = state_of(request)
     engine = state.ready_engine()
     body = decoder.decode(await read_json_body(request))
-    return Incoming(request=request, state=state, engine=engine, body=body, model=state.find_model(engine, body.model))
+    model = state.find_model(engine, body.model)
+    check_generates(engine.info)
+    return Incoming(request=request, state=state, engine=engine, body=body, model=model)

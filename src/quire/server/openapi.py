@@ -15,6 +15,17 @@ from quire.protocol.common import ModelCard, ModelList
 from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.errors import ErrorBody
 from quire.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from quire.protocol.vectors import (
+    ClassifyRequest,
+    ClassifyResponse,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    PoolingResponse,
+    RerankRequest,
+    RerankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
 
 _REF = "#/components/schemas/{name}"
 _WIRE_TYPES = (
@@ -35,6 +46,15 @@ _WIRE_TYPES = (
     CreateBatch,
     BatchObject,
     BatchList,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    PoolingResponse,
+    ClassifyRequest,
+    ClassifyResponse,
+    ScoreRequest,
+    ScoreResponse,
+    RerankRequest,
+    RerankResponse,
     ErrorBody,
 )
 

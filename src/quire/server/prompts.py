@@ -50,6 +50,8 @@ class Prompt:
 
     token_ids: list[int]
     text: str | None = None
+    second_segment: int | None = None
+    """The first token of the second text of a pair, where the model tells them apart."""
 
 
 async def chat_prompt(engine: AsyncEngine, request: ChatRequest) -> Prompt:
@@ -74,8 +76,8 @@ async def completion_prompts(engine: AsyncEngine, request: CompletionRequest) ->
     return prompts
 
 
-def split_prompts(prompt: str | Sequence[str | int | list[int]]) -> list[str | list[int]]:
-    """The prompts in a `prompt` field: one text, one list of ids, or a list of either kind, not mixed.
+def split_prompts(prompt: str | Sequence[str | int | list[int]], *, name: str = "prompt") -> list[str | list[int]]:
+    """The prompts in the field `name`: one text, one list of ids, or a list of either kind, not mixed.
 
     Raises:
         InvalidRequestError: mixed kinds, or more than MAX_PROMPTS.
@@ -86,9 +88,9 @@ def split_prompts(prompt: str | Sequence[str | int | list[int]]) -> list[str | l
     if len(ids) == len(prompt):
         return [ids]
     if ids:
-        raise InvalidRequestError("prompt mixes token ids with texts or lists; send one kind", param="prompt")
+        raise InvalidRequestError(f"{name} mixes token ids with texts or lists; send one kind", param=name)
     if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequestError(f"prompt takes at most {MAX_PROMPTS} prompts, found {len(prompt)}", param="prompt")
+        raise InvalidRequestError(f"{name} takes at most {MAX_PROMPTS} prompts, found {len(prompt)}", param=name)
     return [item for item in prompt if not isinstance(item, int)]
 
 

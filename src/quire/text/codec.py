@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,9 @@ class Codec(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text that is valid Unicode."""
+
+    def encode_pair(self, first: str, second: str | None, *, max_tokens: int) -> tuple[list[int], list[int]]:
+        """Ids and token types of one text or two with their special tokens, texts cut so that all is no longer."""
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of ids, all of which are in the vocabulary."""
@@ -72,6 +76,16 @@ class FastCodec:
         ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def encode_pair(self, first: str, second: str | None, *, max_tokens: int) -> tuple[list[int], list[int]]:
+        """Ids and token types of one text or two with their special tokens, texts cut so that all is no longer."""
+        core = self._core
+        parts = [core.encode(text, add_special_tokens=False) for text in (first, second) if text is not None]
+        room = max_tokens - core.num_special_tokens_to_add(len(parts) == 2)
+        for part, length in zip(parts, cut_lengths([len(part) for part in parts], room), strict=True):
+            part.truncate(length)
+        joined = core.post_process(parts[0], parts[1] if second is not None else None, add_special_tokens=True)
+        return list(joined.ids), list(joined.type_ids)
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of ids, all of which are in the vocabulary."""
         text: str = self._core.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -89,6 +103,15 @@ class FastCodec:
         """Id of a token by its vocabulary spelling."""
         token_id: int | None = self._core.token_to_id(token)
         return token_id
+
+
+def cut_lengths(lengths: Sequence[int], room: int) -> list[int]:
+    """How long one text or two may be to fit `room` together: the longer loses tokens first, then both alike."""
+    if sum(lengths) <= room or len(lengths) == 1:
+        return [min(length, max(0, room)) for length in lengths]
+    shorter = min(*lengths, max(0, room // 2))
+    longer = max(0, room - shorter)
+    return [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]
 
 
 def _declare_tokens(core: tokenizers.Tokenizer, files: TokenizerFiles) -> None:

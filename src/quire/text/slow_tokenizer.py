@@ -33,6 +33,12 @@ class SlowCodec:
         """Ids of a text that is valid Unicode."""
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
 
+    def encode_pair(self, first: str, second: str | None, *, max_tokens: int) -> tuple[list[int], list[int]]:
+        """Ids and token types of one text or two with their special tokens, texts cut so that all is no longer."""
+        joined = self._tokenizer(first, second, truncation="longest_first", max_length=max_tokens)
+        ids = list(joined["input_ids"])
+        return ids, list(joined.get("token_type_ids", [0] * len(ids)))
+
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of ids, all of which are in the vocabulary."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))

@@ -66,6 +66,27 @@ class Tokenizer:
             del ids[0]
         return ids
 
+    def encode_cut(self, text: str, *, max_tokens: int) -> list[int]:
+        """Token ids of the beginning of `text`: at most `max_tokens`, with the special tokens of a whole one.
+
+        Raises as `encode`.
+        """
+        ids = self.encode(text)
+        if len(ids) <= max_tokens:
+            return ids
+        return self._codec.encode_pair(text, None, max_tokens=max_tokens)[0]
+
+    def encode_pair(self, first: str, second: str, *, max_tokens: int) -> tuple[list[int], int | None]:
+        """Token ids of two texts as the checkpoint joins them, and where those of the second type begin.
+
+        Of a pair longer than `max_tokens` the longer text loses its end first. The place is None where the tokenizer
+        gives all tokens one type. Raises as `encode`.
+        """
+        for text in (first, second):
+            _check_unicode(text)
+        ids, types = self._codec.encode_pair(first, second, max_tokens=max_tokens)
+        return ids, types.index(1) if 1 in types else None
+
     def decode(
         self,
         ids: Sequence[int],

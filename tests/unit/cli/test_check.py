@@ -7,6 +7,7 @@ import pytest
 
 from quire.base.cpu_kernels import BF16_DOTS, are_usable, chosen_instruction_set
 from quire.cli.main import main
+from quire.models.encoder_families import ENCODERS
 from quire.models.families import FAMILIES
 from quire.models.inspect import inspect_model
 
@@ -83,7 +84,7 @@ def test_the_list_of_architectures_is_machine_readable(capsys):
     """S45, S125: every native architecture, as JSON."""
     assert main(["check", "--list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert {entry["architecture"] for entry in listed} == set(FAMILIES)
+    assert {entry["architecture"] for entry in listed} == set(FAMILIES | ENCODERS)
 
 
 def test_a_plugin_that_cannot_be_imported_is_a_configuration_error(demo_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from quire.base.metrics import EngineStats
 from quire.base.outputs import FinishReason, RequestMetrics, TokenLogprobs, TokenOutput
+from quire.base.pooling import Pooling
 from quire.base.request import EngineRequest
 from quire.base.sampling import SamplingParams
 from quire.engine.messages import (
@@ -40,6 +41,7 @@ def _request():
         seed=-5,
         arrival_time=1.25,
         bad_words_token_ids=[[4, 5]],
+        pooling=Pooling(kind="mean", normalizes=True, dimensions=3, second_segment=2),
     )
 
 
@@ -49,6 +51,7 @@ def _output():
         index=1,
         token_ids=[3],
         logprobs=[TokenLogprobs([3, 4], [-0.1, -2.0], [1, 2])],
+        pooled=bytes(range(256)),
         finish_reason=FinishReason.STOP,
         metrics=RequestMetrics(arrival_time=1.0),
     )

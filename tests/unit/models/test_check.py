@@ -35,7 +35,7 @@ REFUSED = {
                     "MLA, kv_lora_rank"),
     "t5": ({"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True},
            "encoder-decoder"),
-    "bert": ({"architectures": ["BertForMaskedLM"], "model_type": "bert"}, "encoder or a classifier"),
+    "electra": ({"architectures": ["ElectraForMaskedLM"], "model_type": "electra"}, "encoder or a classifier"),
     "a decoder without a head": ({"architectures": ["LlamaModel"]}, "no language-model head"),
     "llava": ({"architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "vision_config": {"a": 1}},
               "images or sound (vision_config)"),
