@@ -22,10 +22,16 @@ CPU_OPERATIONS_PER_SECOND = {
 """What one thread does with prompts, by what ops run on: rounded down from measurements."""
 MIXED_SECONDS = 0.05
 """What the prompt tokens of a step may take while others decode."""
+MOST_MIXED_SECONDS = 0.5
+"""What they may take where less would mostly read weights."""
+READING_SHARE = 0.1
+"""How much of a step's time reading the weights once more may take before the step gets longer instead."""
+MEMORY_BYTES_PER_SECOND = 50e9
+"""What all threads read together. A weight has two bytes, and a token costs it two operations."""
 ALONE_SECONDS = 1.0
 """What they may take while nobody decodes."""
 LEAST_TOKENS = 32
-"""Below it, reading the weights costs more than computing with them: a 1B model's steps get longer instead."""
+"""Below it, reading the weights costs about as much as computing with them: a 7B model's steps get longer instead."""
 MOST_TOKENS = 512
 """Beyond it nothing is gained, and prompts that share a step wait for each other."""
 _MULTIPLE = 8
@@ -48,10 +54,12 @@ def cpu_limits(info: ModelInfo, *, kernels: str, threads: int) -> StepLimits:
     """The limits for a model on so many threads of this machine."""
     rate = CPU_OPERATIONS_PER_SECOND.get(kernels, CPU_OPERATIONS_PER_SECOND["portable"]) * threads
     per_token = 2 * max(1, info.num_parameters - _table_numbers(info))
+    efficient = rate / MEMORY_BYTES_PER_SECOND / READING_SHARE
+    mixed = max(MIXED_SECONDS * rate / per_token, min(efficient, MOST_MIXED_SECONDS * rate / per_token))
     return StepLimits(
         max_num_seqs=_CPU_SEQS,
         max_num_batched_tokens=_tokens(ALONE_SECONDS * rate / per_token),
-        max_prefill_tokens_mixed=_tokens(MIXED_SECONDS * rate / per_token),
+        max_prefill_tokens_mixed=_tokens(mixed),
     )
 
 

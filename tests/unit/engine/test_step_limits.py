@@ -37,6 +37,13 @@ def test_prompt_tokens_beside_decodes_take_the_seconds_they_may():
     assert limits.max_num_batched_tokens == MOST_TOKENS
 
 
+def test_steps_of_a_larger_model_get_longer_before_they_mostly_read_its_weights():
+    """At 0.05 seconds a 1B model would compute 30 tokens a step, and read all its weights for them."""
+    limits = cpu_limits(model(1_000_000_000), kernels="avx512bf16", threads=2)
+    assert limits.max_prefill_tokens_mixed == 120
+    assert cpu_limits(model(4_000_000_000), kernels="avx512bf16", threads=2).max_prefill_tokens_mixed == LEAST_TOKENS
+
+
 def test_a_large_model_gets_the_fewest_tokens_that_are_worth_reading_its_weights_for():
     limits = cpu_limits(model(8_000_000_000), kernels="avx2", threads=2)
     assert (limits.max_num_batched_tokens, limits.max_prefill_tokens_mixed) == (LEAST_TOKENS, LEAST_TOKENS)
