@@ -18,7 +18,14 @@ from quire.base.errors import ConfigError, TemplateError
 from quire.text.meter import MAX_VALUE_CHARS, Meter, RenderLimitError
 from quire.text.sandbox import TemplateSandbox
 from quire.text.template_globals import RefusedByTemplateError
-from quire.text.template_traits import TemplateTraits, ToolFormat, read_traits, tool_format
+from quire.text.template_traits import (
+    ReasoningStyle,
+    TemplateTraits,
+    ToolFormat,
+    read_traits,
+    reasoning_format,
+    tool_format,
+)
 from quire.text.tokenizer_files import TokenizerFiles, read_json
 
 MAX_TEMPLATE_CHARS = 2**20
@@ -76,8 +83,13 @@ class ChatTemplate:
 
     @property
     def tool_format(self) -> ToolFormat:
-        """How the model writes tool calls: hermes, llama3_json, mistral, pythonic, or none."""
+        """How the model writes tool calls: a name of `text/replies/registry.py`."""
         return tool_format(self.sources[self._choose([])])
+
+    @property
+    def reasoning_format(self) -> ReasoningStyle:
+        """How the model marks its reasoning: think, mistral, or none."""
+        return reasoning_format(self.source)
 
     def traits(self, tools: Sequence[Any] | None = None) -> TemplateTraits:
         """What the template that serves a request with these `tools` expects of messages.

@@ -6,55 +6,10 @@ does not depend on how the text is cut into pieces. Knows no tokens.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 from quire.base.errors import InvalidRequestError
-
-
-class _Automaton:
-    """All stop strings as one machine (Aho and Corasick, 1975): one step per character, whatever the strings.
-
-    State 0 is "nothing matched"; `depth[s]` is the length of the longest end of the text that begins a stop string,
-    which is exactly what has to be held back.
-    """
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.next: list[dict[str, int]] = [{}]
-        self.fail = [0]
-        self.depth = [0]
-        self.match: list[str | None] = [None]
-        """Per state: the longest stop string that ends here."""
-        for stop in stops:
-            self._insert(stop)
-        self._link()
-
-    def _insert(self, stop: str) -> None:
-        state = 0
-        for character in stop:
-            if character not in self.next[state]:
-                self.next[state][character] = len(self.next)
-                self.next.append({})
-                self.fail.append(0)
-                self.depth.append(self.depth[state] + 1)
-                self.match.append(None)
-            state = self.next[state][character]
-        self.match[state] = stop
-
-    def _link(self) -> None:
-        queue = deque(self.next[0].values())
-        while queue:
-            state = queue.popleft()
-            self.match[state] = self.match[state] or self.match[self.fail[state]]
-            for character, child in self.next[state].items():
-                self.fail[child] = self.step(self.fail[state], character)
-                queue.append(child)
-
-    def step(self, state: int, character: str) -> int:
-        """The state after one more character."""
-        while state and character not in self.next[state]:
-            state = self.fail[state]
-        return self.next[state].get(character, 0)
+from quire.text.automaton import Automaton
 
 
 class StopChecker:
@@ -63,8 +18,7 @@ class StopChecker:
     def __init__(self, stops: Sequence[str], *, include_stop: bool) -> None:
         if any(not stop for stop in stops):
             raise InvalidRequestError("stop must hold non-empty strings", param="stop")
-        self._automaton = _Automaton(stops)
-        self._first = tuple(self._automaton.next[0])
+        self._automaton = Automaton(stops)
         self._include_stop = include_stop
         self._state = 0
         self._held = ""
@@ -78,7 +32,7 @@ class StopChecker:
         """
         if self.matched is not None:
             return "", self.matched
-        if not self._state and not any(character in text for character in self._first):
+        if not self._state and not any(character in text for character in self._automaton.first):
             return text, None
         automaton, state = self._automaton, self._state
         for position, character in enumerate(text):

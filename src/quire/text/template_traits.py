@@ -9,7 +9,13 @@ from typing import Literal
 
 from jinja2 import nodes
 
-ToolFormat = Literal["hermes", "llama3_json", "mistral", "pythonic", "none"]
+ToolFormat = Literal[
+    "hermes", "llama3_json", "mistral", "mistral_v11", "pythonic", "deepseek_v3", "deepseek_v31", "qwen3_coder", "none"
+]  # fmt: skip
+ReasoningStyle = Literal["think", "mistral", "none"]
+
+_PYTHONIC_SAMPLE = re.compile(r"\[\s*func_name\d?\(|\bfunc_name1?\(params")
+"""The example with which Llama's templates ask for calls in Python's syntax."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +29,7 @@ class TemplateTraits:
     knows_developer: bool
     """Whether the `developer` role means something to it."""
     tool_format: ToolFormat
+    reasoning_format: ReasoningStyle
 
 
 def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
@@ -32,20 +39,38 @@ def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
         arguments=_arguments_shape(tree),
         knows_developer="developer" in source,
         tool_format=tool_format(source),
+        reasoning_format=reasoning_format(source),
     )
 
 
 def tool_format(source: str) -> ToolFormat:
-    """How the model of a template writes tool calls, told by the marks the template itself writes."""
+    """How the model of a template writes tool calls, told by the marks the template itself writes.
+
+    A template may hold marks of several formats (Qwen3-Coder's has Hermes's `<tool_call>` around its own, Llama 4's
+    names the roles of Llama 3). The first that fits counts, in this order: Mistral, DeepSeek, Qwen3-Coder, Hermes,
+    pythonic, Llama 3; marks that one family has stand before those that many share. `<tool_call>` with other marks
+    inside (GLM's `<arg_key>`, say) is a format that is not known here.
+    """
     if "[TOOL_CALLS]" in source:
-        return "mistral"
-    if "<tool_call>" in source and "<function=" not in source:
+        return "mistral_v11" if "[ARGS]" in source else "mistral"
+    if "<｜tool▁call▁begin｜>" in source:
+        return "deepseek_v3" if "```json" in source else "deepseek_v31"
+    if "<function=" in source and "<parameter=" in source:
+        return "qwen3_coder"
+    if "<tool_call>" in source and "<function=" not in source and "<arg_key>" not in source:
         return "hermes"
-    if re.search(r"\[\s*func_name\d?\(|\bfunc_name1?\(params", source):
+    if any(mark in source for mark in ("<|python_start|>", "<function_calls>")) or _PYTHONIC_SAMPLE.search(source):
         return "pythonic"
     if "<|python_tag|>" in source or ("ipython" in source and '"parameters"' in source):
         return "llama3_json"
     return "none"
+
+
+def reasoning_format(source: str) -> ReasoningStyle:
+    """How the model of a template marks its reasoning; whether a prompt already opens a block is told by the prompt."""
+    if "[THINK]" in source:
+        return "mistral"
+    return "think" if "<think>" in source or "</think>" in source else "none"
 
 
 def _content_shape(tree: nodes.Template) -> Literal["text", "parts", "either"]:

@@ -1,0 +1,123 @@
+"""Grammars as text, in the Lark dialect of llguidance (its docs/syntax.md); needs no llguidance to write them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from quire.base.errors import InvalidRequestError
+from quire.text.automaton import Automaton
+from quire.text.replies.json_text import quoted
+from quire.text.replies.reading import is_name_part
+from quire.text.replies.tool import Tool
+
+SpecialId = Callable[[str], int | None]
+"""The id of a text that is one special token of the tokenizer, else None."""
+
+JSON_SPACE = "[ \\n]{0,24}"
+"""Whitespace where JSON allows it: as much as indented arguments need, but not without end."""
+_REGEX_SIGNS = frozenset("\\.+*?()|[]{}^$/#&-~")
+
+
+class LarkWriter:
+    """Rules that are written one after the other; a special token can only be named by its id."""
+
+    def __init__(self, special_id: SpecialId, marks: Sequence[str]) -> None:
+        """`marks`: the texts that may be special tokens."""
+        self._ids = {mark: token_id for mark in marks if (token_id := special_id(mark)) is not None}
+        self._marks = Automaton(tuple(self._ids))
+        self._rules: dict[str, str] = {}
+
+    def rule(self, name: str, body: str, *, option: str = "") -> str:
+        """Add a rule; returns its name, with a number added when it is taken."""
+        unique = f"{name}_{len(self._rules)}" if name in self._rules else name
+        self._rules[unique] = f"{unique}{option}: {body}"
+        return unique
+
+    def literal(self, text: str) -> str:
+        """Exactly this text, which is not empty, its special tokens as tokens."""
+        parts: list[str] = []
+        place = 0
+        while place < len(text):
+            end, mark = self._marks.search(text, place)
+            if mark is None:
+                end = len(text)
+            if end > place:
+                parts.append(quoted(text[place:end]))
+            if mark is not None:
+                parts.append(f"<[{self._ids[mark]}]>")
+            place = end + len(mark or "")
+        return " ".join(parts)
+
+    def text_through(self, name: str, mark: str) -> str:
+        """A rule for any text up to and including the first `mark`."""
+        if mark in self._ids:
+            # Free text holds no special tokens, so the first one ends it.
+            return self.rule(name, f"/(?s:.*)/ {self.literal(mark)}")
+        escaped = "".join("\\" + sign if sign in _REGEX_SIGNS else sign for sign in mark)
+        return self.rule(name, f"/(?s:.*){escaped}/", option="[lazy]")
+
+    def json(self, schema: Mapping[str, Any]) -> str:
+        """A JSON value that fits the schema."""
+        bounded = {"x-guidance": {"whitespace_pattern": JSON_SPACE}, **schema}
+        return f"%json {json.dumps(bounded, ensure_ascii=False)}"
+
+    def arguments(self, tool: Tool) -> str:
+        """A rule for the JSON object of a tool's arguments."""
+        return self.rule("arguments", self.json(parameters_schema(tool)))
+
+    def finish(self, start: str) -> str:
+        """The whole grammar, whose start rule has this body."""
+        return "\n".join((f"start: {start}", *self._rules.values(), ""))
+
+
+def json_call_rule(lark: LarkWriter, tool: Tool, *, arguments_key: str) -> str:
+    """A rule for a call that is one JSON object, name first."""
+    head = lark.literal(f'{{"name": {quoted(tool.name)}, "{arguments_key}": ')
+    return lark.rule("object", f'{head} {lark.arguments(tool)} "}}"')
+
+
+def parameters_schema(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments; a tool without parameters takes none.
+
+    Raises:
+        InvalidRequestError: when it does not describe an object.
+    """
+    if not tool.parameters:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if tool.parameters.get("type", "object") != "object":
+        found = tool.parameters["type"]
+        raise InvalidRequestError(
+            f"the parameters of the function {tool.name} must be a schema of type object, found {found!r}",
+            param="tools",
+        )
+    return {"type": "object", **tool.parameters}
+
+
+def property_schemas(tool: Tool) -> list[tuple[str, dict[str, Any], bool]]:
+    """Name, schema and whether it is required, of each declared parameter; definitions go with each schema.
+
+    Raises:
+        InvalidRequestError: when the parameters are not declared one by one.
+    """
+    whole = parameters_schema(tool)
+    properties = whole.get("properties", {})
+    required = whole.get("required", [])
+    is_plain = isinstance(properties, Mapping) and all(isinstance(each, Mapping | bool) for each in properties.values())
+    if not is_plain or not isinstance(required, list) or not set(required) <= properties.keys():
+        raise InvalidRequestError(
+            f"the parameters of the function {tool.name} must be declared in `properties`, the required ones too",
+            param="tools",
+        )
+    if not all(all(map(is_name_part, name)) for name in properties):
+        raise InvalidRequestError(
+            f"a parameter of the function {tool.name} has a name that this model's tool calls cannot hold",
+            param="tools",
+        )
+    shared: dict[str, Any] = {key: whole[key] for key in ("$defs", "definitions") if key in whole}
+    return [
+        (name, {**shared, **(schema if isinstance(schema, Mapping) else {})}, name in required)
+        for name, schema in properties.items()
+        if schema is not False
+    ]

@@ -1,0 +1,40 @@
+"""Formats of calls and of reasoning, read off templates; the shapes of messages are tested in test_messages.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quire.text.template_traits import reasoning_format, tool_format
+
+DEMO = Path(__file__).resolve().parents[3] / "tools" / "tiny_model" / "chat_template.jinja"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (DEMO.read_text(encoding="utf-8"), "hermes"),
+        ("{{ '[TOOL_CALLS] [' }}", "mistral"),
+        ("{{ '[TOOL_CALLS]' + name + '[ARGS]' }}<tool_call>", "mistral_v11"),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>\\n```json\\n", "deepseek_v3"),
+        ("<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>{{ name }}<｜tool▁sep｜>", "deepseek_v31"),
+        ("<tool_call>\\n<function={{ name }}>\\n<parameter={{ key }}>", "qwen3_coder"),
+        ("<tool_call>{{ name }}\\n<arg_key>", "none"),
+        ("<|python_start|>[...]<|python_end|> ipython", "pythonic"),
+        ("<function_calls>\\n{{ calls }}</function_calls>", "pythonic"),
+        ("<|python_tag|>", "llama3_json"),
+        ("{{ messages }}", "none"),
+    ],
+)
+def test_the_format_of_calls_is_read_off_the_marks_a_template_writes(source, expected):
+    """D7: chosen from the template, not by a flag."""
+    assert tool_format(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [("a<think>\n", "think"), ("split('</think>')", "think"), ("[THINK] <think>", "mistral"), ("thinking", "none")],
+)
+def test_the_marks_of_reasoning_are_read_off_the_template(source, expected):
+    assert reasoning_format(source) == expected
