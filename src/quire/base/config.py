@@ -202,6 +202,8 @@ class ServerConfig:
     step_timeout: float = option(
         300.0, "Seconds without a finished step, with work open, until the engine is stuck.", low=1
     )
+    tool_call_parser: str = option("auto", "How the model writes tool calls; auto reads it off the chat template.")
+    reasoning_parser: str = option("auto", "How the model marks its reasoning; auto reads it off the chat template.")
     files_dir: str | None = option(None, "Folder for uploaded files and batches; without it there are none.")
     request_timeout: float | None = option(None, "Seconds any request may take, queue included.", low=0.001)
     metrics_compat: str = option("vllm", "Also export metrics under another engine's names.", choices=("vllm", "none"))

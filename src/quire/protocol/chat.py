@@ -94,12 +94,31 @@ class ChoiceLogprobs(msgspec.Struct):
     refusal: None = None
 
 
-class ReplyMessage(msgspec.Struct):
-    """The answer."""
+class FunctionCall(msgspec.Struct):
+    """A function's name and its arguments, a text of JSON."""
 
-    content: str
+    name: str
+    arguments: str
+
+
+class ToolCallReply(msgspec.Struct):
+    """One call of a tool."""
+
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
+class ReplyMessage(msgspec.Struct):
+    """The answer. Reasoning comes under both names that clients know; the keys are absent where there is none."""
+
+    content: str | None
     role: str = "assistant"
     refusal: None = None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallReply] | UnsetType = UNSET
+    function_call: FunctionCall | UnsetType = UNSET
 
 
 class ChatChoice(msgspec.Struct):
@@ -123,8 +142,26 @@ class ChatResponse(msgspec.Struct):
     usage: Usage
     system_fingerprint: str
     object: str = "chat.completion"
+    warnings: list[str] | UnsetType = UNSET
+    """What of the request was not taken as it was sent."""
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET
+
+
+class FunctionDelta(msgspec.Struct, omit_defaults=True):
+    """The name and an empty text first, fragments of the arguments afterwards."""
+
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    """What a chunk adds to a call; `id` and `type` come with its first chunk only."""
+
+    index: int
+    id: str | UnsetType = UNSET
+    type: str | UnsetType = UNSET
+    function: FunctionDelta | UnsetType = UNSET
 
 
 class Delta(msgspec.Struct, omit_defaults=True):
@@ -132,6 +169,10 @@ class Delta(msgspec.Struct, omit_defaults=True):
 
     role: str | UnsetType = UNSET
     content: str | UnsetType = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: FunctionDelta | UnsetType = UNSET
 
 
 class ChunkChoice(msgspec.Struct):
@@ -154,5 +195,7 @@ class ChatChunk(msgspec.Struct):
     choices: list[ChunkChoice]
     system_fingerprint: str
     object: str = "chat.completion.chunk"
+    warnings: list[str] | UnsetType = UNSET
+    """As in the whole answer; with the first chunk only."""
     usage: Usage | UnsetType | None = UNSET
     prompt_token_ids: list[int] | UnsetType = UNSET

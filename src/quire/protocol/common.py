@@ -87,6 +87,8 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    strict: bool | None = None
+    """Refuse what would otherwise be noted in `warnings`."""
 
     # Accepted and without meaning here: they tag, store, bill or speed up on OpenAI's side.
     user: str | None = None
@@ -106,6 +108,12 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
+class CompletionTokensDetails(msgspec.Struct):
+    """Part of the output that is reasoning."""
+
+    reasoning_tokens: int
+
+
 class Usage(msgspec.Struct):
     """Tokens of one request: the prompt once, the samples summed."""
 
@@ -113,12 +121,21 @@ class Usage(msgspec.Struct):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails | UnsetType = UNSET
+    completion_tokens_details: CompletionTokensDetails | UnsetType = UNSET
 
 
-def usage_of(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
-    """Usage from the three counts."""
-    details = PromptTokensDetails(cached_tokens)
-    return Usage(prompt_tokens, completion_tokens, prompt_tokens + completion_tokens, details)
+def usage_of(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int, reasoning_tokens: int | None = None
+) -> Usage:
+    """Usage from the counts; None where the model's reasoning is not told apart."""
+    details = UNSET if reasoning_tokens is None else CompletionTokensDetails(reasoning_tokens)
+    return Usage(
+        prompt_tokens,
+        completion_tokens,
+        prompt_tokens + completion_tokens,
+        PromptTokensDetails(cached_tokens),
+        details,
+    )
 
 
 class PromptLogprob(msgspec.Struct):

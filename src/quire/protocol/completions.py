@@ -55,3 +55,5 @@ class CompletionResponse(msgspec.Struct):
     system_fingerprint: str
     usage: Usage | UnsetType | None = UNSET
     object: str = "text_completion"
+    warnings: list[str] | UnsetType = UNSET
+    """What of the request was not taken as it was sent; in a stream with the first chunk only."""

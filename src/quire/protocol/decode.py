@@ -39,32 +39,45 @@ class RequestDecoder(Generic[T]):
         self._hints = hints or {}
 
     def decode(self, body: bytes) -> T:
-        """The request in `body`; raises InvalidRequestError."""
+        """The request in `body`; raises InvalidRequestError, for fields nobody knows too."""
+        return self._decode(body, takes_unknown=False)[0]
+
+    def decode_noting(self, body: bytes) -> tuple[T, tuple[str, ...]]:
+        """The request in `body`, and a note for every field nobody knows; with `strict: true` those are refused.
+
+        Fields that other servers know and this one refuses are refused here as well: leaving them out would answer
+        another question. Raises InvalidRequestError.
+        """
+        return self._decode(body, takes_unknown=True)
+
+    def _decode(self, body: bytes, *, takes_unknown: bool) -> tuple[T, tuple[str, ...]]:
         check_size(body)
         try:
-            request = self._typed(body)
+            request, ignored = self._typed(body, takes_unknown=takes_unknown)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _not_json(error) from None
         check_depth(request)
-        return request
+        shown = [name[:64] for name in ignored[:_MAX_NAMED_FIELDS]]
+        return request, tuple(f"unknown field: {name}; it was not used" for name in shown)
 
-    def _typed(self, body: bytes) -> T:
+    def _typed(self, body: bytes, *, takes_unknown: bool) -> tuple[T, list[str]]:
         try:
-            return self._decoder.decode(body)
+            return self._decoder.decode(body), []
         except msgspec.ValidationError as error:
-            return self._without_nulls(body, error)
+            return self._known_fields(body, error, takes_unknown=takes_unknown)
 
-    def _without_nulls(self, body: bytes, error: msgspec.ValidationError) -> T:
-        """Accept unknown fields that are null, for they ask for nothing; otherwise raise what is wrong."""
+    def _known_fields(self, body: bytes, error: msgspec.ValidationError, *, takes_unknown: bool) -> tuple[T, list[str]]:
+        """The request without unknown fields that are null, for they ask for nothing, and without those to be noted."""
         if not _UNKNOWN.match(str(error)):
             raise _invalid_field(error) from None
         raw: dict[str, Any] = msgspec.json.decode(body)
-        unknown = [name for name in raw if name not in self._fields]
-        asked = [name for name in unknown if raw[name] is not None]
-        if asked:
+        asked = [name for name in raw if name not in self._fields and raw[name] is not None]
+        is_strict = not takes_unknown or raw.get("strict") is True
+        if asked and (is_strict or any(name in self._hints for name in asked)):
             raise self._refusal(asked)
         try:
-            return msgspec.convert({k: v for k, v in raw.items() if k in self._fields}, self._type)
+            known = {name: value for name, value in raw.items() if name in self._fields}
+            return msgspec.convert(known, self._type), asked
         except msgspec.ValidationError as second:
             raise _invalid_field(second) from None
 

@@ -26,6 +26,7 @@ from quire.server.metrics import ServerMetrics
 from quire.server.request_log import RequestLogMiddleware
 from quire.server.routes import batches, chat, completions, embeddings, files, models, scores, status, tokens
 from quire.server.state import ServerState
+from quire.server.tool_use import FormatSettings
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
@@ -51,7 +52,7 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
     """An app that serves `engine`; with None it says that it is loading until `attach_engine`.
 
     Raises:
-        ConfigError: `disabled_routes` names a route that does not exist, or `files_dir` cannot be used.
+        ConfigError: `disabled_routes` or a parser names what does not exist, or `files_dir` cannot be used.
     """
     metrics = ServerMetrics(compat=config.metrics_compat == "vllm")
     app = FastAPI(
@@ -62,7 +63,11 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.quire = state = ServerState(config=config, metrics=metrics)
+    app.state.quire = state = ServerState(
+        config=config,
+        metrics=metrics,
+        formats=FormatSettings(tool_call_parser=config.tool_call_parser, reasoning_parser=config.reasoning_parser),
+    )
     _add_routes(app.router, config)
     install_handlers(app)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]

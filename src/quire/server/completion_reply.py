@@ -35,6 +35,7 @@ class CompletionReplyOptions:
     returns_token_ids: bool
     returns_prompt_logprobs: bool
     skips_special: bool
+    warnings: tuple[str, ...] = ()
 
 
 class _Choice:
@@ -85,6 +86,7 @@ class CompletionReply:
         self._prompt_ids: dict[int, list[int]] = {}
         self._count = TokenCount()
         self._usage: UnsetType | None = None if options.includes_usage else UNSET
+        self._warnings: list[str] | UnsetType = list(options.warnings) or UNSET  # told once
 
     def opening(self) -> bytes:
         """Nothing: plain completions have no roles."""
@@ -173,7 +175,10 @@ class CompletionReply:
 
     def _object(self, choices: list[CompletionChoice], usage: Usage | UnsetType | None) -> CompletionResponse:
         header = self._header
-        return CompletionResponse(header.id, header.created, header.model, choices, header.fingerprint, usage=usage)
+        warnings, self._warnings = self._warnings, UNSET
+        return CompletionResponse(
+            header.id, header.created, header.model, choices, header.fingerprint, usage=usage, warnings=warnings
+        )
 
 
 def _joined(parts: list[CompletionChoice]) -> CompletionLogprobs:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.base.errors import InvalidRequestError
 from quire.engine.info import check_generates
 from quire.protocol.common import SamplingFields
 from quire.protocol.decode import RequestDecoder
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=SamplingFields)
 
+MAX_BIAS = 100
+"""What `logit_bias` is clamped to, as OpenAI does."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming(Generic[T]):
@@ -36,6 +40,8 @@ class Incoming(Generic[T]):
     engine: AsyncEngine
     body: T
     model: str
+    warnings: tuple[str, ...] = ()
+    """What of the body was not taken as it was sent."""
 
     @property
     def options(self) -> GenerationOptions:
@@ -64,7 +70,20 @@ async def take_in(request: Request, decoder: RequestDecoder[T]) -> Incoming[T]:
     """
     state = state_of(request)
     engine = state.ready_engine()
-    body = decoder.decode(await read_json_body(request))
+    body, notes = decoder.decode_noting(await read_json_body(request))
     model = state.find_model(engine, body.model)
     check_generates(engine.info)
-    return Incoming(request=request, state=state, engine=engine, body=body, model=model)
+    notes += _clamped(body)
+    return Incoming(request=request, state=state, engine=engine, body=body, model=model, warnings=notes)
+
+
+def checked_warnings(body: SamplingFields, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """The notes for the answer; raises InvalidRequestError for a `strict` request that would have some."""
+    if notes and body.strict:
+        raise InvalidRequestError(f"{notes[0]} (strict is set, so it is not left at a warning)", param="strict")
+    return notes
+
+
+def _clamped(body: SamplingFields) -> tuple[str, ...]:
+    beyond = [key[:32] for key, value in (body.logit_bias or {}).items() if abs(value) > MAX_BIAS]
+    return (f"logit_bias: {', '.join(beyond[:8])} lay beyond {MAX_BIAS} and was clamped",) if beyond else ()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from quire.base.errors import InvalidRequestError, TemplateError
-from quire.protocol.chat import ROLES, ChatMessage, ChatRequest, Tool
+from quire.protocol.chat import ROLES, ChatMessage, ChatRequest
 from quire.protocol.completions import MAX_PROMPTS, CompletionRequest
 from quire.protocol.tokens import TokenizeRequest
 
@@ -54,11 +54,24 @@ class Prompt:
     """The first token of the second text of a pair, where the model tells them apart."""
 
 
-async def chat_prompt(engine: AsyncEngine, request: ChatRequest) -> Prompt:
+@dataclass(frozen=True, slots=True)
+class RenderedChat:
+    """A conversation under the model's template."""
+
+    text: str
+    prompt: Prompt
+    notes: tuple[str, ...]
+    """What had to be written in another way than it was sent."""
+
+
+async def chat_prompt(engine: AsyncEngine, request: ChatRequest, *, tools: list[dict[str, Any]] | None) -> RenderedChat:
     """A conversation as token ids; raises InvalidRequestError, TemplateError for models without a template (S53)."""
-    text = await render(engine, request, tools=tools_of(request))
+    text, notes = await render(engine, request, tools=tools)
     token_ids = await engine.tokenize(text, add_special_tokens=bool(request.add_special_tokens))
-    return Prompt(truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len))
+    kept = truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len)
+    if len(kept) < len(token_ids):
+        notes.append(f"truncate_prompt_tokens: {len(token_ids) - len(kept)} tokens were cut off the prompt's beginning")
+    return RenderedChat(text, Prompt(kept), tuple(notes))
 
 
 async def completion_prompts(engine: AsyncEngine, request: CompletionRequest) -> list[Prompt]:
@@ -108,8 +121,8 @@ def truncated(token_ids: list[int], keep: int | None, longest: int) -> list[int]
 
 async def render(
     engine: AsyncEngine, request: ChatRequest | TokenizeRequest, *, tools: list[dict[str, Any]] | None
-) -> str:
-    """The conversation under the model's chat template.
+) -> tuple[str, list[str]]:
+    """The conversation under the model's chat template, and notes on what was substituted.
 
     Raises:
         TemplateError: the model has no chat template, or the template refuses the conversation.
@@ -128,10 +141,9 @@ async def render(
             "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
         )
     extra = checked_kwargs(request.chat_template_kwargs)
-    text, _ = await engine.render_chat(
+    return await engine.render_chat(
         messages, tools=tools, add_generation_prompt=adds_prompt, continue_final_message=continues, **extra
     )
-    return text
 
 
 def to_template_message(message: ChatMessage, index: int) -> dict[str, Any]:
@@ -159,15 +171,6 @@ def checked_kwargs(kwargs: dict[str, Any] | None) -> dict[str, Any]:
                 f"chat_template_kwargs may not set {name[:64]!r}: it is reserved", param="chat_template_kwargs"
             )
     return kwargs or {}
-
-
-def tools_of(request: ChatRequest) -> list[dict[str, Any]] | None:
-    """The tools to tell the model about, legacy `functions` included; None when there are none."""
-    tools = [*(request.tools or ()), *(Tool("function", function) for function in request.functions or ())]
-    for index, tool in enumerate(tools):
-        if not isinstance(tool.function.get("name"), str):
-            raise InvalidRequestError(f"tools[{index}].function.name must be a string", param="tools")
-    return [msgspec.structs.asdict(tool) for tool in tools] or None
 
 
 def _text_part(part: Any, where: str) -> dict[str, str]:

@@ -32,10 +32,10 @@ class TokenCount:
         self.prompts[prompt_index] = len(output.prompt_token_ids)
         self.cached[prompt_index] = max(output.num_cached_tokens, self.cached.get(prompt_index, 0))
 
-    def usage(self, samples: list[Sample]) -> Usage:
+    def usage(self, samples: list[Sample], reasoning_tokens: int | None = None) -> Usage:
         """Usage so far."""
         completion = sum(sample.num_tokens for sample in samples)
-        return usage_of(sum(self.prompts.values()), completion, sum(self.cached.values()))
+        return usage_of(sum(self.prompts.values()), completion, sum(self.cached.values()), reasoning_tokens)
 
     def fill_record(self, record: RequestRecord, samples: list[Sample]) -> None:
         """Note counts and reasons for the log."""

@@ -20,6 +20,7 @@ from quire.server.metrics import ServerMetrics
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
     from quire.server.batches.runner import BatchRunner
+    from quire.server.tool_use import FormatSettings
 
 KEEP_ALIVE_SECONDS = 15.0
 """A stream that has nothing to say for this long sends a comment, so that no proxy closes it."""
@@ -32,6 +33,8 @@ class ServerState:
     config: ServerConfig
     metrics: ServerMetrics
     engine: AsyncEngine | None = None
+    formats: FormatSettings
+    """How replies are told apart into content, reasoning and calls."""
     batches: BatchRunner | None = None
     """Files and batches, where a folder for them was given."""
     is_draining: bool = False

@@ -29,8 +29,12 @@ def structured_outputs_of(request: SamplingFields) -> StructuredOutputsParams | 
 
 def field_of(request: SamplingFields, param: str | None) -> str | None:
     """The field of the request that stands for one the engine complains about."""
-    is_ours = param is not None and param.partition(".")[0] == FIELD
-    return "response_format" if is_ours and request.structured_outputs is None else param
+    return "response_format" if is_ours(param) and request.structured_outputs is None else param
+
+
+def is_ours(param: str | None) -> bool:
+    """Whether a complaint is about the output's constraint."""
+    return param is not None and param.partition(".")[0] == FIELD
 
 
 def _of_format(wanted: ResponseFormat) -> StructuredOutputsParams | None:

@@ -25,7 +25,14 @@ COMMON_HINTS: dict[str, str] = {
 }
 """For both kinds of completion."""
 
+COMPLETION_HINTS: dict[str, str] = COMMON_HINTS | {
+    "messages": "send conversations to /v1/chat/completions",
+    "tools": "send tools to /v1/chat/completions",
+}
+"""For plain completions."""
+
 CHAT_HINTS: dict[str, str] = COMMON_HINTS | {
+    "prompt": "send prompts to /v1/completions",
     "audio": "this model takes and gives text",
     "web_search_options": "search belongs in front of the server",
     "reasoning_effort": "use chat_template_kwargs if the model's template knows it",

@@ -11,12 +11,14 @@ from quire.base.sampling import SamplingParams
 from quire.protocol.chat import ChatRequest, ChatResponse
 from quire.protocol.decode import RequestDecoder
 from quire.server.chat_reply import ChatReply, ChatReplyOptions
+from quire.server.chat_sample import SampleOptions
 from quire.server.generation import Generation, refuse_when_full
-from quire.server.incoming import take_in
+from quire.server.incoming import checked_warnings, take_in
 from quire.server.openapi import json_operation
-from quire.server.prompts import chat_prompt, tools_of
+from quire.server.prompts import chat_prompt
 from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params, wants_usage
-from quire.server.structured import field_of
+from quire.server.structured import field_of, is_ours
+from quire.server.tool_use import forced_calls, reply_style, tool_use_of
 from quire.server.unsupported import CHAT_HINTS
 
 PATH = "/v1/chat/completions"
@@ -33,26 +35,47 @@ async def create_chat_completion(request: Request) -> Response:
     incoming = await take_in(request, _decoder)
     engine, body = incoming.engine, incoming.body
     _check(body)
+    use = tool_use_of(body)
     params = _params(body, engine.info.default_sampling)
+    if use.is_forced and params.structured_outputs is not None:
+        raise InvalidRequestError(
+            f"tool_choice {use.choice} and response_format ask for two different answers; send one", param="tool_choice"
+        )
     refuse_when_full(engine)
-    prompt = await chat_prompt(engine, body)
+    chat = await chat_prompt(engine, body, tools=use.shown)
+    formats, prefill = incoming.state.formats.formats(engine, use), _prefill(body)
+    if use.is_forced:
+        params.structured_outputs = forced_calls(use, formats, engine.tokenizer, prompt=chat.text, prefill=prefill)
+    if formats.are_special(engine.tokenizer):
+        params.skip_special_tokens = False  # the marks must reach the parser, which leaves them out
     generation = Generation(engine, prefix="chatcmpl")
+    style = reply_style(use, formats, prompt=chat.text, prefill=prefill)
     reply = ChatReply(
         incoming.header(generation),
         ChatReplyOptions(
             n=params.n,
-            top_logprobs=params.logprobs,
+            samples=SampleOptions(
+                top_logprobs=params.logprobs, returns_token_ids=bool(body.return_token_ids), style=style
+            ),
             includes_usage=wants_usage(body),
-            returns_token_ids=bool(body.return_token_ids),
+            warnings=checked_warnings(body, (*incoming.warnings, *chat.notes)),
         ),
         engine.tokenizer,
     )
     try:
-        await generation.submit([prompt], params, incoming.options)
+        await generation.submit([chat.prompt], params, incoming.options)
     except InvalidRequestError as error:
-        error.param = _field_of(body, error.param)
+        error.param = "tools" if use.is_forced and is_ours(error.param) else _field_of(body, error.param)
         raise
     return await incoming.answer(generation, reply)
+
+
+def _prefill(body: ChatRequest) -> str:
+    """The part of the answer that the conversation already holds."""
+    content = body.messages[-1].content if body.continue_final_message else None
+    if isinstance(content, list):
+        content = "".join(part.text or "" for part in content)
+    return content or ""
 
 
 def _field_of(body: ChatRequest, param: str | None) -> str | None:
@@ -72,19 +95,11 @@ def _check(body: ChatRequest) -> None:
     if body.top_logprobs is not None and not body.logprobs:
         raise InvalidRequestError("top_logprobs needs logprobs: true", param="top_logprobs")
     if body.modalities not in (None, [], ["text"]):
-        raise _unsupported("modalities", "anything but text", '["text"]')
-    if body.tools and body.functions:
-        raise InvalidRequestError("send tools or the older functions, not both", param="functions")
-    for name, choice in (("tool_choice", body.tool_choice), ("function_call", body.function_call)):
-        if choice not in (None, "auto", "none"):
-            raise _unsupported(name, "a forced call", "auto, none")
-    if body.parallel_tool_calls is False and tools_of(body):
-        raise _unsupported("parallel_tool_calls", "false", "true")
-
-
-def _unsupported(name: str, found: str, allowed: str) -> InvalidRequestError:
-    message = f"{name}: {found} is not supported; allowed: {allowed}"
-    return InvalidRequestError(message, param=name, code="unsupported_value")
+        raise InvalidRequestError(
+            'modalities: anything but text is not supported; allowed: ["text"]',
+            param="modalities",
+            code="unsupported_value",
+        )
 
 
 def _params(body: ChatRequest, defaults: dict[str, object]) -> SamplingParams:

@@ -16,7 +16,7 @@ from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.decode import RequestDecoder
 from quire.server.completion_reply import CompletionReply, CompletionReplyOptions
 from quire.server.generation import Generation, refuse_when_full
-from quire.server.incoming import take_in
+from quire.server.incoming import checked_warnings, take_in
 from quire.server.openapi import json_operation
 from quire.server.prompts import Prompt, completion_prompts
 from quire.server.sampling import (
@@ -28,7 +28,7 @@ from quire.server.sampling import (
     wants_usage,
 )
 from quire.server.structured import field_of
-from quire.server.unsupported import COMMON_HINTS
+from quire.server.unsupported import COMPLETION_HINTS
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
@@ -37,7 +37,7 @@ PATH = "/v1/completions"
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for plain completions."""
 
-_decoder = RequestDecoder(CompletionRequest, hints=COMMON_HINTS)
+_decoder = RequestDecoder(CompletionRequest, hints=COMPLETION_HINTS)
 
 
 def add_routes(router: APIRouter) -> None:
@@ -57,7 +57,7 @@ async def create_completion(request: Request) -> Response:
     generation = Generation(engine, prefix="cmpl")
     reply = CompletionReply(
         incoming.header(generation),
-        _reply_options(body, params),
+        _reply_options(body, params, checked_warnings(body, incoming.warnings)),
         engine.tokenizer,
         echo_texts=await _echo_texts(engine, prompts, params) if body.echo else [],
     )
@@ -102,7 +102,9 @@ def _only_scores(body: CompletionRequest) -> bool:
     return bool(body.echo) and body.max_tokens == 0
 
 
-def _reply_options(body: CompletionRequest, params: SamplingParams) -> CompletionReplyOptions:
+def _reply_options(
+    body: CompletionRequest, params: SamplingParams, warnings: tuple[str, ...]
+) -> CompletionReplyOptions:
     return CompletionReplyOptions(
         n=params.n,
         logprobs=body.logprobs,
@@ -112,6 +114,7 @@ def _reply_options(body: CompletionRequest, params: SamplingParams) -> Completio
         returns_token_ids=bool(body.return_token_ids),
         returns_prompt_logprobs=body.prompt_logprobs is not None,
         skips_special=params.skip_special_tokens,
+        warnings=warnings,
     )
 
 

@@ -44,7 +44,7 @@ async def tokenize(request: Request) -> Response:
     if body.prompt is not None:
         text, adds_special = body.prompt, adds_special is not False
     else:
-        text = await render(engine, body, tools=[msgspec.structs.asdict(tool) for tool in body.tools or ()] or None)
+        text, _ = await render(engine, body, tools=[msgspec.structs.asdict(tool) for tool in body.tools or ()] or None)
     token_ids = await engine.tokenize(text, add_special_tokens=bool(adds_special))
     spelled = [engine.tokenizer.token_text(i) for i in token_ids] if body.return_token_strs else None
     return _json(TokenizeResponse(len(token_ids), engine.info.max_model_len, token_ids, spelled))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from quire.base.errors import InvalidRequestError
 from quire.text.automaton import Automaton
+from quire.text.grammar import inline_schema
 from quire.text.replies.json_text import quoted
 from quire.text.replies.reading import is_name_part
 from quire.text.replies.tool import Tool
@@ -60,8 +60,7 @@ class LarkWriter:
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """A JSON value that fits the schema."""
-        bounded = {"x-guidance": {"whitespace_pattern": JSON_SPACE}, **schema}
-        return f"%json {json.dumps(bounded, ensure_ascii=False)}"
+        return inline_schema(schema, whitespace=JSON_SPACE, where="tools")
 
     def arguments(self, tool: Tool) -> str:
         """A rule for the JSON object of a tool's arguments."""

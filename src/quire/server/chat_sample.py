@@ -1,0 +1,225 @@
+"""One sample of a chat: its text told apart into reasoning, content and tool calls, as deltas and as one message."""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET, UnsetType
+
+from quire.base.outputs import CompletionOutput
+from quire.protocol.chat import (
+    ChatChoice,
+    ChoiceLogprobs,
+    ChunkChoice,
+    Delta,
+    FunctionCall,
+    FunctionDelta,
+    ReplyMessage,
+    ToolCallDelta,
+    ToolCallReply,
+)
+from quire.server.logprobs import chat_logprobs
+from quire.server.samples import Piece, Sample
+from quire.text.replies.events import (
+    ArgumentsText,
+    CallBegun,
+    CallEnded,
+    ContentText,
+    Event,
+    ReasoningText,
+)
+
+if TYPE_CHECKING:
+    from quire.text.replies.parser import ReplyParser
+    from quire.text.tokenizer import Tokenizer
+
+_ID_CHARACTERS = string.ascii_letters + string.digits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyStyle:
+    """How the replies of one request are read and shown."""
+
+    parser: Callable[[], ReplyParser] | None = None
+    """Makes a sample's parser; None where all text is content."""
+    finish_with_calls: str = "tool_calls"
+    """The finish reason of a sample that called a tool and then stopped."""
+    is_legacy: bool = False
+    """Calls come as OpenAI's older `function_call`."""
+    takes_one_call: bool = False
+    """Only the first call is shown (`parallel_tool_calls: false`)."""
+    has_short_ids: bool = False
+    """Ids of nine letters and digits, which is all that Mistral's templates take back."""
+    counts_reasoning: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleOptions:
+    """What the request asked of each sample's objects."""
+
+    top_logprobs: int | None
+    """None: no log-probabilities at all."""
+    returns_token_ids: bool
+    style: ReplyStyle
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call as far as it has come."""
+
+    id: str
+    name: str
+    arguments: list[str] = field(default_factory=list)
+
+
+class ChatSample:
+    """Turns a sample's deltas into chunks, and remembers the whole."""
+
+    def __init__(self, index: int, options: SampleOptions, tokenizer: Tokenizer) -> None:
+        reports = options.top_logprobs is not None or options.returns_token_ids
+        style = options.style
+        self.index = index
+        self.sample = Sample(index, reports)
+        self.reasoning_tokens = 0
+        self._options = options
+        self._tokenizer = tokenizer
+        self._parser = None if style.parser is None else style.parser()
+        self._content: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: list[_Call] = []
+        self._waiting = Piece("")  # tokens whose text has not been shown
+        self._reported = Piece("")  # all tokens that were
+        self._num_unclassified = 0  # tokens of which it is not known yet what they belong to
+
+    def push(self, output: CompletionOutput) -> list[ChunkChoice]:
+        """The chunks that a delta brings, the finish chunk of its own behind the others."""
+        was_open = self.sample.finish_reason is None
+        piece = self.sample.push(output)
+        ends = was_open and self.sample.finish_reason is not None
+        chunks: list[ChunkChoice] = []
+        if piece is not None or (ends and self._parser is not None):
+            self._num_unclassified += len(output.token_ids)
+            chunks = self._chunks(piece or Piece(""), ends=ends)
+        if ends:
+            reason, stop_reason = self.finish_reason, self.sample.stop_reason
+            chunks.append(ChunkChoice(self.index, Delta(), finish_reason=reason, stop_reason=stop_reason))
+        return chunks
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the sample ended, as clients of chat read it."""
+        reason = self.sample.finish_reason or "stop"
+        return self._options.style.finish_with_calls if reason == "stop" and self._calls else reason
+
+    def choice(self) -> ChatChoice:
+        """The whole sample."""
+        reported = self._reported
+        return ChatChoice(
+            self.index,
+            self._message(),
+            self._logprobs(reported),
+            self.finish_reason,
+            self.sample.stop_reason,
+            self._token_ids(reported),
+        )
+
+    def _chunks(self, piece: Piece, *, ends: bool) -> list[ChunkChoice]:
+        events = self._events(piece.text, ends=ends)
+        self._waiting.token_ids += piece.token_ids
+        self._waiting.logprobs += piece.logprobs
+        deltas = list(self._deltas(events))
+        if not deltas and ends and self._waiting.token_ids:
+            deltas = [Delta(content="")]  # tokens that were asked for and have no text left to ride on
+        chunks = []
+        for delta in deltas:
+            shown, self._waiting = self._waiting, Piece("")
+            self._reported.token_ids += shown.token_ids
+            self._reported.logprobs += shown.logprobs
+            chunks.append(ChunkChoice(self.index, delta, self._logprobs(shown), token_ids=self._token_ids(shown)))
+        return chunks
+
+    def _events(self, text: str, *, ends: bool) -> list[Event]:
+        """What the text means, neighbouring pieces of one kind as one."""
+        if self._parser is None:
+            return [ContentText(text)] if text else []
+        events = self._parser.push(text) if text else []
+        if ends:
+            events += self._parser.finish()
+        if events:
+            if isinstance(events[0], ReasoningText):
+                self.reasoning_tokens += self._num_unclassified
+            self._num_unclassified = 0
+        if self._options.style.takes_one_call:
+            events = [event for event in events if getattr(event, "index", 0) == 0]
+        return _merged(events)
+
+    def _deltas(self, events: list[Event]) -> Iterator[Delta]:
+        for event in events:
+            match event:
+                case ContentText(text):
+                    self._content.append(text)
+                    yield Delta(content=text)
+                case ReasoningText(text):
+                    self._reasoning.append(text)
+                    yield Delta(reasoning_content=text, reasoning=text)
+                case CallBegun(index, name):
+                    self._calls.append(_Call(self._new_id(), name))
+                    yield self._call_delta(index, FunctionDelta(name, ""), self._calls[-1].id)
+                case ArgumentsText(index, text):
+                    self._calls[index].arguments.append(text)
+                    yield self._call_delta(index, FunctionDelta(arguments=text))
+                case CallEnded():
+                    pass
+
+    def _call_delta(self, index: int, function: FunctionDelta, call_id: str | UnsetType = UNSET) -> Delta:
+        if self._options.style.is_legacy:
+            return Delta(function_call=function)
+        kind = UNSET if call_id is UNSET else "function"
+        return Delta(tool_calls=[ToolCallDelta(index, call_id, kind, function)])
+
+    def _message(self) -> ReplyMessage:
+        calls = [ToolCallReply(call.id, FunctionCall(call.name, "".join(call.arguments))) for call in self._calls]
+        content = "".join(self._content)
+        message = ReplyMessage(content if content or not calls else None)
+        if self._reasoning:
+            message.reasoning_content = message.reasoning = "".join(self._reasoning)
+        if calls and self._options.style.is_legacy:
+            message.function_call = calls[0].function
+        elif calls:
+            message.tool_calls = calls
+        return message
+
+    def _logprobs(self, piece: Piece) -> ChoiceLogprobs | None:
+        top = self._options.top_logprobs
+        return None if top is None else chat_logprobs(piece, top, self._tokenizer)
+
+    def _token_ids(self, piece: Piece) -> list[int] | UnsetType:
+        return piece.token_ids if self._options.returns_token_ids else UNSET
+
+    def _new_id(self) -> str:
+        if self._options.style.has_short_ids:
+            return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
+        return f"call_{secrets.token_hex(12)}"
+
+
+def _merged(events: list[Event]) -> list[Event]:
+    """Neighbouring events of one kind as one."""
+    if len(events) < 2:
+        return events
+    merged: list[Event] = []
+    for event in events:
+        last = merged[-1] if merged else None
+        match last, event:
+            case (ContentText(before), ContentText(text)):
+                merged[-1] = ContentText(before + text)
+            case (ReasoningText(before), ReasoningText(text)):
+                merged[-1] = ReasoningText(before + text)
+            case (ArgumentsText(index, before), ArgumentsText(_, text)):
+                merged[-1] = ArgumentsText(index, before + text)
+            case _:
+                merged.append(event)
+    return merged

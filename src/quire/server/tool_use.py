@@ -1,0 +1,203 @@
+"""What a chat request says about tools, and how its replies are therefore read.
+
+Knows OpenAI's fields, the older `functions` among them, and the model's way of writing calls; the parsing itself is
+`text/replies`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+from quire.base.errors import InvalidRequestError
+from quire.base.structured import StructuredOutputsParams
+from quire.protocol.chat import ChatRequest
+from quire.protocol.chat import Tool as WireTool
+from quire.server.chat_sample import ReplyStyle
+from quire.text.replies.call_format import CallFormat, all_marks
+from quire.text.replies.grammar import forced_calls_grammar
+from quire.text.replies.parser import ReplyParser
+from quire.text.replies.reasoning import ReasoningFormat
+from quire.text.replies.registry import call_format, reasoning_format
+from quire.text.replies.tool import Tool
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+    from quire.text.tokenizer import Tokenizer
+
+AUTO = "auto"
+_SHORT_ID_FORMATS = ("mistral", "mistral_v11")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolUse:
+    """The tools of a request, and which of them its answer may or must call."""
+
+    choice: Literal["none", "auto", "required", "named"] = "none"
+    tools: tuple[Tool, ...] = ()
+    """Those that may be called: with `named` that one."""
+    shown: list[dict[str, Any]] | None = None
+    """What the chat template is told of."""
+    is_parallel: bool = True
+    is_legacy: bool = False
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether the answer has to be a call."""
+        return self.choice in ("required", "named")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyFormats:
+    """How a model marks calls and reasoning."""
+
+    calls: CallFormat | None = None
+    calls_name: str = "none"
+    reasoning: ReasoningFormat | None = None
+
+    def are_special(self, tokenizer: Tokenizer) -> bool:
+        """Whether any mark is a special token, which detokenizing would leave out."""
+        return any(special_id(tokenizer, mark) is not None for mark in all_marks(self.calls, self.reasoning))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FormatSettings:
+    """What the operator said of the model's marks; `auto` reads them off the chat template."""
+
+    tool_call_parser: str = AUTO
+    reasoning_parser: str = AUTO
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for names that are none."""
+        if self.tool_call_parser != AUTO:
+            call_format(self.tool_call_parser)
+        if self.reasoning_parser != AUTO:
+            reasoning_format(self.reasoning_parser)
+
+    def formats(self, engine: AsyncEngine, use: ToolUse) -> ReplyFormats:
+        """The formats for a request to a model with a chat template."""
+        assert engine.chat_template is not None
+        traits = engine.chat_template.traits(use.shown)
+        name = traits.tool_format if self.tool_call_parser == AUTO else self.tool_call_parser
+        reasoning = traits.reasoning_format if self.reasoning_parser == AUTO else self.reasoning_parser
+        calls = call_format(name) if use.choice != "none" else None
+        return ReplyFormats(calls=calls, calls_name=name, reasoning=reasoning_format(reasoning))
+
+
+def tool_use_of(body: ChatRequest) -> ToolUse:
+    """What the request says about tools.
+
+    Raises:
+        InvalidRequestError: malformed or repeated functions, a choice that names none of them, or both generations of
+            the fields at once.
+    """
+    if body.tools and body.functions:
+        raise InvalidRequestError("send tools or the older functions, not both", param="functions")
+    is_legacy = bool(body.functions)
+    name = "functions" if is_legacy else "tools"
+    wire = list(body.tools or ()) or [WireTool("function", function) for function in body.functions or ()]
+    tools = tuple(_tool(tool.function, f"{name}[{i}]") for i, tool in enumerate(wire))
+    if len({tool.name for tool in tools}) < len(tools):
+        raise InvalidRequestError(f"{name} holds two functions of one name", param=name)
+    field_name = "function_call" if body.function_call is not None else "tool_choice"
+    choice = body.function_call if body.function_call is not None else body.tool_choice
+    if not tools:
+        if choice not in (None, "none", "auto"):
+            raise InvalidRequestError(f"{field_name} needs tools to choose from", param=field_name)
+        return ToolUse()
+    kind, allowed = _choice(choice, tools, field_name)
+    shown = [msgspec.structs.asdict(tool) for tool in wire]
+    return ToolUse(
+        choice=kind,
+        tools=allowed,
+        shown=None if kind == "none" else shown,
+        is_parallel=body.parallel_tool_calls is not False and not is_legacy and kind != "named",
+        is_legacy=is_legacy,
+    )
+
+
+def reply_style(use: ToolUse, formats: ReplyFormats, *, prompt: str, prefill: str = "") -> ReplyStyle:
+    """How samples of this request are read; `prompt` is the rendered conversation."""
+    if formats.calls is None and formats.reasoning is None:
+        return ReplyStyle()
+    make = functools.partial(
+        ReplyParser,
+        formats.calls,
+        formats.reasoning,
+        starts_in_reasoning=_is_open(formats, prompt, prefill),
+        tools=use.tools,
+    )
+    ends = {"named": "stop"}.get(use.choice, "function_call" if use.is_legacy else "tool_calls")
+    return ReplyStyle(
+        parser=make,
+        finish_with_calls=ends,
+        is_legacy=use.is_legacy,
+        takes_one_call=not use.is_parallel,
+        has_short_ids=formats.calls_name in _SHORT_ID_FORMATS,
+        counts_reasoning=formats.reasoning is not None,
+    )
+
+
+def forced_calls(
+    use: ToolUse, formats: ReplyFormats, tokenizer: Tokenizer, *, prompt: str, prefill: str = ""
+) -> StructuredOutputsParams:
+    """The constraint under which a reply is a call; raises InvalidRequestError when the model's format is unknown."""
+    find_id: Callable[[str], int | None] = functools.partial(special_id, tokenizer)
+    return StructuredOutputsParams(
+        grammar=forced_calls_grammar(
+            formats.calls,
+            use.tools,
+            parallel=use.is_parallel,
+            special_id=find_id,
+            reasoning=formats.reasoning,
+            starts_in_reasoning=_is_open(formats, prompt, prefill),
+        )
+    )
+
+
+def special_id(tokenizer: Tokenizer, text: str) -> int | None:
+    """The id of a text that is one special token."""
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return ids[0] if len(ids) == 1 and tokenizer.is_special(ids[0]) else None
+
+
+def _is_open(formats: ReplyFormats, prompt: str, prefill: str) -> bool:
+    return formats.reasoning is not None and formats.reasoning.is_open_after(prompt, prefill=prefill)
+
+
+def _tool(function: dict[str, Any], where: str) -> Tool:
+    name, parameters = function.get("name"), function.get("parameters")
+    if not isinstance(name, str) or not name:
+        raise InvalidRequestError(f"{where}.function.name must be a non-empty string", param="tools")
+    if parameters is not None and not isinstance(parameters, dict):
+        raise InvalidRequestError(f"{where}.function.parameters must be an object, a JSON schema", param="tools")
+    return Tool(name, parameters or {})
+
+
+def _choice(
+    choice: Any, tools: tuple[Tool, ...], field_name: str
+) -> tuple[Literal["none", "auto", "required", "named"], tuple[Tool, ...]]:
+    """The kind of choice, and the tools it leaves."""
+    if choice is None:
+        return "auto", tools
+    if choice in ("none", "auto", "required") and not (choice == "required" and field_name == "function_call"):
+        return choice, tools
+    named = choice.get("function", choice) if isinstance(choice, dict) else None
+    name = named.get("name") if isinstance(named, dict) else None
+    if not isinstance(name, str):
+        raise InvalidRequestError(
+            f"{field_name} is one of none, auto, required, or names a function",
+            param=field_name,
+            code="unsupported_value",
+        )
+    found = tuple(tool for tool in tools if tool.name == name)
+    if not found:
+        known = ", ".join(tool.name for tool in tools)[:200]
+        raise InvalidRequestError(
+            f"{field_name} names {name[:64]!r}, which is no function here: {known}", param=field_name
+        )
+    return "named", found
