@@ -22,6 +22,7 @@ from quire.engine.build import build_core
 from quire.engine.core import EngineCore
 from quire.engine.messages import AbortMessage, AddMessage, StepMessage, encode
 from quire.runner.model_runner import ModelRunner
+from quire.text.grammar import json_schema_grammar
 
 SAMPLING = {
     "greedy": SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True),
@@ -29,6 +30,22 @@ SAMPLING = {
     "top_p": SamplingParams(temperature=0.8, top_p=0.95, max_tokens=1, ignore_eos=True),
     "top_k": SamplingParams(temperature=0.8, top_k=50, top_p=0.95, max_tokens=1, ignore_eos=True),
 }
+
+SCHEMA = {
+    "type": "array",
+    "minItems": 1000,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 40},
+            "age": {"type": "integer", "minimum": 0, "maximum": 120},
+            "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "maxItems": 3},
+        },
+        "required": ["name", "age", "tags"],
+        "additionalProperties": False,
+    },
+}
+"""What constrained rows write: more of it than any run takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +58,13 @@ class StepLoad:
     steps: int = 100
     max_seconds: float = 20.0
     """Per batch."""
+    constrained: int = 0
+    """Rows of each batch that write JSON under a schema; measured beside the same batch without."""
 
     def __post_init__(self) -> None:
         """Refuse loads that measure nothing."""
+        if not 0 <= self.constrained <= min(self.rows, default=0):
+            raise ConfigError(f"constrained is {self.constrained}; it may be from 0 to the fewest rows")
         if min((*self.rows, self.prompt_tokens, self.steps), default=0) < 1 or not self.rows or self.max_seconds <= 0:
             raise ConfigError("rows, prompt_tokens, steps and max_seconds must be above 0")
         unknown = [name for name in self.sampling if name not in SAMPLING]
@@ -56,6 +77,7 @@ class StepCost:
     """The median step of one batch, in seconds."""
 
     rows: int
+    constrained: int
     sampling: str
     steps: int
     whole: float
@@ -81,18 +103,24 @@ def run_steps(config: EngineConfig, load: StepLoad) -> list[StepCost]:
     longest = info.max_model_len - load.prompt_tokens
     if longest < load.steps + 2:
         raise ConfigError(f"{load.steps} steps after a prompt of {load.prompt_tokens} exceed max_model_len")
+    if load.constrained:  # compiled before a batch waits for it
+        _measure(core, list(_requests(1, 1, "greedy", load=load, vocabulary=info.vocab_rows)), load)
     costs = []
     for sampling in load.sampling:
         for rows in load.rows:
-            requests = list(_requests(rows, sampling, load, vocabulary=info.vocab_rows))
-            costs.append(_measure(core, requests, sampling, load))
+            for constrained in (0, load.constrained) if load.constrained else (0,):
+                requests = list(_requests(rows, constrained, sampling, load=load, vocabulary=info.vocab_rows))
+                costs.append(_measure(core, requests, load, sampling=sampling))
     return costs
 
 
-def _requests(rows: int, sampling: str, load: StepLoad, *, vocabulary: int) -> Iterator[EngineRequest]:
-    draw = random.Random(rows)
+def _requests(
+    rows: int, constrained: int, sampling: str, *, load: StepLoad, vocabulary: int
+) -> Iterator[EngineRequest]:
+    draw, grammar = random.Random(rows), json_schema_grammar(SCHEMA)
     for index in range(rows):
         yield EngineRequest(
+            grammar=grammar if index < constrained else None,
             request_id=f"step-{sampling}-{rows}-{index}",
             prompt_token_ids=[draw.randrange(vocabulary) for _ in range(load.prompt_tokens)],
             params=SAMPLING[sampling],
@@ -102,7 +130,7 @@ def _requests(rows: int, sampling: str, load: StepLoad, *, vocabulary: int) -> I
         )
 
 
-def _measure(core: EngineCore, requests: list[EngineRequest], sampling: str, load: StepLoad) -> StepCost:
+def _measure(core: EngineCore, requests: list[EngineRequest], load: StepLoad, *, sampling: str = "greedy") -> StepCost:
     core.inbox.put(AddMessage(requests))
     while (stats := core.stats()).num_running < len(requests) or stats.batch_tokens != len(requests):
         core.advance()
@@ -116,6 +144,7 @@ def _measure(core: EngineCore, requests: list[EngineRequest], sampling: str, loa
     kernels, schedule, launch, commit, message = (statistics.median(column) for column in zip(*steps, strict=True))
     return StepCost(
         rows=len(requests),
+        constrained=sum(request.grammar is not None for request in requests),
         sampling=sampling,
         steps=len(steps),
         whole=statistics.median(map(sum, steps)),
@@ -148,9 +177,21 @@ def _timed_step(core: EngineCore) -> tuple[float, ...]:
 
 def describe(costs: list[StepCost]) -> str:
     """The costs as a table."""
-    header = ["sampling", "rows", "steps", "step ms", "kernels", "outside", "schedule", "launch", "commit", "message"]
+    header = [
+        "sampling",
+        "rows",
+        "constrained",
+        "steps",
+        "step ms",
+        "kernels",
+        "outside",
+        "schedule",
+        "launch",
+        "commit",
+        "message",
+    ]
     rows = [
-        [one.sampling, one.rows, one.steps]
+        [one.sampling, one.rows, one.constrained, one.steps]
         + [
             f"{1000 * seconds:.3f}"
             for seconds in (

@@ -156,6 +156,7 @@ def _configure_steps(parser: argparse.ArgumentParser) -> None:
         "prompt_tokens": "Tokens of each prompt.",
         "steps": "Steps measured per batch.",
         "max_seconds": "Time limit per batch.",
+        "constrained": "Rows that write JSON under a schema; measured beside the same batch without.",
     }
     _add_load_flags(parser, StepLoad, texts)
     default = StepLoad()

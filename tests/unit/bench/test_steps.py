@@ -37,7 +37,17 @@ def test_the_table_has_a_line_per_batch(costs):
 
 
 @pytest.mark.parametrize(
-    "given", [{"rows": ()}, {"rows": (0,)}, {"steps": 0}, {"sampling": ("beam",)}, {"max_seconds": 0}], ids=str
+    "given",
+    [
+        {"rows": (2, 4), "constrained": 3},
+        {"constrained": -1},
+        {"rows": ()},
+        {"rows": (0,)},
+        {"steps": 0},
+        {"sampling": ("beam",)},
+        {"max_seconds": 0},
+    ],
+    ids=str,
 )
 def test_loads_that_measure_nothing_are_refused(given):
     with pytest.raises(ConfigError):
@@ -54,3 +64,15 @@ def test_loads_that_measure_nothing_are_refused(given):
 def test_what_the_engine_has_no_room_for_is_refused(draft_path, options, load, message):
     with pytest.raises(ConfigError, match=message):
         run_steps(EngineConfig.from_options(model=draft_path, **options), StepLoad(**load))
+
+
+def test_constrained_rows_are_measured_beside_the_same_batch_without(draft_path):
+    load = StepLoad(rows=(3,), sampling=("greedy", "top_p"), prompt_tokens=5, steps=6, constrained=2)
+    costs = run_steps(EngineConfig.from_options(model=draft_path), load)
+    assert [(one.sampling, one.rows, one.constrained, one.steps) for one in costs] == [
+        ("greedy", 3, 0, 6),
+        ("greedy", 3, 2, 6),
+        ("top_p", 3, 0, 6),
+        ("top_p", 3, 2, 6),
+    ]
+    assert "constrained" in describe(costs)
