@@ -6,7 +6,9 @@ import pytest
 from fastapi.routing import APIRoute
 
 from quire.base.config import ServerConfig
-from quire.server.auth import HostList, KeyRing
+from quire.server.auth import HostList
+from quire.server.tenants import KeyRing
+from quire.server.tenants_file import key_digest
 
 KEYS = ("first-key", "zweiter-schlüssel")
 OPEN = {"/health", "/ready"}
@@ -101,15 +103,15 @@ async def test_anything_else_is_refused_without_an_exception(engine, make_http, 
 
 def test_every_key_is_compared_whichever_fits(monkeypatch) -> None:
     """No early exit: the time does not tell which key it was."""
-    import quire.server.auth as auth
+    import quire.server.tenants as tenants
 
     seen = []
-    real = auth.hmac.compare_digest
-    monkeypatch.setattr(auth.hmac, "compare_digest", lambda a, b: seen.append(1) or real(a, b))
-    ring = KeyRing(["a", "b", "c"])
-    for key, expected in ((b"a", True), (b"c", True), (b"x", False)):
+    real = tenants.hmac.compare_digest
+    monkeypatch.setattr(tenants.hmac, "compare_digest", lambda a, b: seen.append(1) or real(a, b))
+    ring = KeyRing({key_digest(key): f"owner of {key}" for key in "abc"})
+    for key, expected in ((b"a", "owner of a"), (b"c", "owner of c"), (b"x", None)):
         seen.clear()
-        assert ring.accepts(key) is expected and len(seen) == 3
+        assert ring.owner(key) == expected and len(seen) == 3
 
 
 async def test_probes_stay_open_under_a_prefix(engine, make_http) -> None:

@@ -25,9 +25,9 @@ def lines(count, **body):
 class Served:
     """An app with a folder for files, its runner started."""
 
-    def __init__(self, engine, folder) -> None:
+    def __init__(self, engine, folder, **options) -> None:
         self.engine = engine
-        self.app = create_app(engine, ServerConfig(files_dir=str(folder)))
+        self.app = create_app(engine, ServerConfig(files_dir=str(folder), **options))
         self.runner = self.app.state.quire.batches
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://127.0.0.1")
 
@@ -164,6 +164,31 @@ async def test_a_busy_server_is_asked_again(served, monkeypatch):
     batch = (await served.create(lines(4))).json()
     assert (await served.until(batch["id"], "completed"))["request_counts"]["completed"] == 4
     assert refusals == []
+
+
+async def test_a_batch_is_its_tenants_and_its_lines_use_that_tenants_quotas(engine, tmp_path):
+    """D11: lines are charged like requests, wait where a quota will refill, and fail where it never holds them."""
+    file = tmp_path / "tenants.yaml"
+    file.write_text(
+        "tenants:\n- {name: acme, keys: [acme-key], weight: 3, max_concurrent_requests: 2, tokens_per_minute: 200}\n"
+        "- {name: other, keys: [other-key]}\n"
+    )
+    served = Served(engine, tmp_path / "files", tenants_file=str(file))
+    served.runner.start()
+    served.http.headers["x-api-key"] = "acme-key"
+    long = json.dumps({"custom_id": "long", "method": "POST", "url": ROUTE, "body": {"prompt": "x" * 300}})
+    batch = (await served.create(lines(3, max_tokens=4) + "\n" + long)).json()
+    foreign = await served.http.get(f"/v1/batches/{batch['id']}", headers={"x-api-key": "other-key"})
+    assert foreign.status_code == 404
+    batch = await served.until(batch["id"], "completed")
+    assert batch["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    (failed,) = await served.results(batch["error_file_id"])
+    assert failed["custom_id"] == "long" and failed["response"]["status_code"] == 429
+    account = served.app.state.quire.tenants.accounts["acme"]
+    assert (account.num_concurrent, account.output_tokens) == (0, 3 * 4)
+    assert {(request.tenant, request.weight) for request in engine.submitted} == {("acme", 3.0)}
+    await served.http.aclose()
+    await served.runner.stop()
 
 
 async def test_only_a_few_lines_are_open_while_somebody_else_asks(served):

@@ -175,7 +175,10 @@ class SchedulerConfig:
     max_prefill_tokens_mixed: int | None = option(
         None, "Most prompt tokens one step computes while other requests decode; bounds their inter-token time.", low=1
     )
-    scheduling_policy: str = option("priority", "Order of the waiting queue: fcfs, priority, or a plugin's.")
+    scheduling_policy: str = option(
+        "fair",
+        "Order of the queue: fair (tokens shared between tenants, then by priority), priority, fcfs, or a plugin's.",
+    )
     priority_ageing_seconds: float = option(
         30.0, "A waiting request gains one level of priority in this time, so that none starves.", low=0.001
     )
@@ -194,6 +197,11 @@ class ServerConfig:
     host: str = option("127.0.0.1", "Address to listen on.")
     port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
     api_key: tuple[str, ...] = option((), "Keys that are accepted as bearer tokens; none leaves the server open.")
+    tenants_file: str | None = option(None, "YAML file of tenants with keys, weights and quotas; read again on change.")
+    admin_key: str | None = option(None, "Key (or sha256:DIGEST) of the /admin routes, which exist only with it.")
+    max_queued_tokens: int | None = option(
+        None, "Prompt tokens that may wait for their first output token; more are refused with 503.", low=1
+    )
     allowed_hosts: tuple[str, ...] = option((), "Host headers accepted without a key besides loopback names.")
     allowed_origins: tuple[str, ...] = option((), "Origins for which CORS headers are sent.")
     root_path: str = option("", "Prefix of every route, such as /llm.")
@@ -213,6 +221,8 @@ class ServerConfig:
     def __post_init__(self) -> None:
         """Check every field against its declaration."""
         _check_fields(self)
+        if self.admin_key == "":
+            raise ConfigError("admin_key is empty; give a key, or leave it out to have no /admin routes")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"root_path is {self.root_path!r}; it starts with / and does not end with one")
 

@@ -9,6 +9,7 @@
     │   ├── ModelNotFoundError     the request names a model that is not served here
     │   └── TemplateError          the chat template is missing or refuses the conversation
     ├── OverloadedError            try again later (queue full, draining)
+    ├── RateLimitError             the tenant used up what its key allows for now
     ├── DeadlineExceededError      the request's time ran out, in the queue or while decoding
     ├── StepError                  the engine step that held this request failed; the engine lives
     └── EngineDeadError            the engine is gone; nothing more will come
@@ -70,6 +71,19 @@ class OverloadedError(QuireError):
 
     def __init__(self, message: str, *, retry_after: float = 1.0) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
+
+
+class RateLimitError(QuireError):
+    """A tenant's quota does not hold this request now.
+
+    `code` is `rate_limit_exceeded`, `slow_down` or `insufficient_quota`; `retry_after` is the number of seconds after
+    which the quota will hold it, None when it never will.
+    """
+
+    def __init__(self, message: str, *, code: str = "rate_limit_exceeded", retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
         self.retry_after = retry_after
 
 

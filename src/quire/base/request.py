@@ -35,6 +35,10 @@ class EngineRequest:
     """Monotonic seconds after which the request is ended with DeadlineExceededError, queued or running."""
     cache_salt: str | None = None
     """Requests share cached pages only under equal salts."""
+    tenant: str = ""
+    """Whose request it is; the `fair` policy shares tokens between tenants."""
+    weight: float = 1.0
+    """The tenant's share against other tenants' weights, above 0; the latest request's counts."""
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
     grammar: str | None = None
     """What the output must follow, as `text/grammar.py` writes it; it has been compiled before, to see that it can."""
@@ -66,6 +70,8 @@ class Request:
     priority: int = 0
     deadline: float | None = None
     cache_salt: str | None = None
+    tenant: str = ""
+    weight: float = 1.0
     bad_words_token_ids: list[list[int]] = field(default_factory=list)
     pooling: Pooling | None = None
     stop_token_ids: frozenset[int] = frozenset()

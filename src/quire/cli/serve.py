@@ -66,7 +66,7 @@ def _print_phase(name: str) -> None:
 def ready_lines(info: EngineInfo, url: str, config: ServerConfig) -> list[str]:
     """What the operator reads once the server is ready: how it got there, what it may hold, and what to try next."""
     model = info.served_names[0]
-    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if config.api_key else ""
+    key = ' -H "Authorization: Bearer $QUIRE_API_KEY"' if config.api_key or config.tenants_file else ""
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
     return [
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,10 @@ class RequestOptions:
     """Seconds the request may take, queue included."""
     cache_salt: str | None = None
     """Only requests of equal salt share cached pages."""
+    tenant: str = ""
+    """Whose request it is; the `fair` policy shares tokens between tenants."""
+    weight: float = 1.0
+    """The tenant's share against other tenants' weights."""
     caps_length: bool = False
     """End at the model's length with reason `length` instead of refusing a prompt and max_tokens that exceed it."""
     second_segment: int | None = None
@@ -100,6 +105,8 @@ class RequestPreparer:
         structured, params.structured_outputs = params.structured_outputs, None
         if options.cache_salt is not None and not options.cache_salt:
             raise InvalidRequestError("cache_salt must be a non-empty string", param="cache_salt")
+        if not 0 < options.weight < math.inf:
+            raise InvalidRequestError(f"weight must be a number above 0, found {options.weight}", param="weight")
         number = next(self._numbers)
         now = time.monotonic()
         request = EngineRequest(
@@ -112,6 +119,8 @@ class RequestPreparer:
             priority=options.priority,
             deadline=None if options.timeout is None else now + options.timeout,
             cache_salt=options.cache_salt,
+            tenant=options.tenant,
+            weight=options.weight,
             bad_words_token_ids=self._bad_words(params.bad_words),
             grammar=None if structured is None else grammar_of(structured),
             pooling=pooling,

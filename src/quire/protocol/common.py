@@ -85,6 +85,7 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: NonEmpty | None = None
     return_token_ids: bool | None = None
+    timeout: Annotated[float, Meta(gt=0)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     strict: bool | None = None

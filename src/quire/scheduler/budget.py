@@ -21,7 +21,7 @@ class SchedulerLimits:
     """Prompt and output of one request, in tokens."""
     whole_prompts: bool = False
     """Whether a prompt is computed in one step or waits: an encoder's tokens look at all others."""
-    policy: str = "priority"
+    policy: str = "fair"
     """A name known to `queues.register_policy`."""
     priority_ageing_seconds: float = 30.0
     """Waiting this long is worth one level of priority."""
@@ -40,22 +40,31 @@ class TokenBudget:
 
     A request that needs one token decodes; one that needs more prefills (or recomputes). Every decode's token is set
     aside before prefill gets any, and next to decodes prefill is capped. Prefill keeps at least one token, so that the
-    request at the head always advances.
+    request at the head always advances. Part of the prefill can be held for a tenant that is due.
     """
 
-    __slots__ = ("prefill", "tokens")
+    __slots__ = ("held", "prefill", "tokens")
 
     def __init__(self, limits: SchedulerLimits, num_decodes: int) -> None:
         self.tokens = limits.max_num_batched_tokens
         self.prefill = self.tokens
+        self.held = 0
         if num_decodes:
             self.prefill = max(1, min(limits.max_prefill_tokens_mixed, self.tokens - num_decodes))
 
     def offer(self, num_wanted: int) -> int:
         """How many of the tokens a request wants it can have."""
         if num_wanted > 1:
-            return min(num_wanted, self.tokens, self.prefill)
+            return min(num_wanted, self.tokens, self.prefill - self.held)
         return 1 if self.tokens else 0
+
+    def hold(self, num_tokens: int) -> None:
+        """Offer so many tokens of prefill only to those they are held for; one is always left to the others."""
+        self.held = min(num_tokens, self.prefill - 1)
+
+    def release(self, num_tokens: int) -> None:
+        """Hold so many tokens less."""
+        self.held = max(0, self.held - num_tokens)
 
     def take(self, num_tokens: int, num_wanted: int) -> None:
         """Spend `num_tokens` on a request that wanted `num_wanted`."""

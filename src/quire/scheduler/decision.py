@@ -8,6 +8,7 @@ from quire.base.request import Request
 from quire.base.step import NewRow, SchedulerOutput
 from quire.cache.manager import Allocation
 from quire.scheduler.budget import TokenBudget
+from quire.scheduler.fair import TenantShare
 
 
 @dataclass(slots=True, kw_only=True)
@@ -20,6 +21,10 @@ class Decision:
     """Runs parallel to `work.rows`."""
     num_reserved_pages: int = 0
     """Available pages that the rest of started prefills will need."""
+    recomputed: dict[Request, int] = field(default_factory=dict)
+    """Tokens of the step that a preempted request had computed before."""
+    due: TenantShare | None = None
+    """The tenant for which prefill tokens are held."""
     is_short_of_pages: bool = False
     """A running request was preempted or could not go on: nothing is admitted."""
 

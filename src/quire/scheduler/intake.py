@@ -37,6 +37,8 @@ def make_samples(
             priority=request.priority,
             deadline=request.deadline,
             cache_salt=request.cache_salt,
+            tenant=request.tenant,
+            weight=request.weight,
             bad_words_token_ids=request.bad_words_token_ids,
             stop_token_ids=frozenset(params.stop_token_ids),
             eos_token_ids=eos,
@@ -59,6 +61,8 @@ def refusal(request: EngineRequest, *, max_model_len: int, num_pages: int, page_
         return "InvalidRequestError", f"a request needs at least one prompt token and one output token, found {found}"
     if request.cache_salt == "":
         return "InvalidRequestError", "cache_salt is empty; give a non-empty string or leave it out"
+    if not 0 < request.weight < float("inf"):
+        return "InvalidRequestError", f"weight must be a number above 0, found {request.weight}"
     asked = f"{num_prompt} prompt tokens and {request.max_tokens} output tokens"
     # A vector takes no place behind the prompt.
     if (num_total if request.pooling is None else num_prompt) > max_model_len:

@@ -35,18 +35,37 @@ class Planner:
         self._roster = roster
         self._clock = clock
         self._lost: dict[Request, int] = {}  # tokens a preempted request had computed, until it has them again
+        self._unplaced: Request | None = None  # head of the queue for which there were no pages in the last step
+        self._gave_way: Request | None = None  # preempted for another tenant in this step
+
+    def make_way(self) -> None:
+        """Where the tenant that is due finds no row or no pages, preempt one request of a tenant with too many."""
+        roster = self._roster
+        self._gave_way = None
+        if not roster.waiting.is_contended or not roster.waiting:
+            return
+        head = roster.waiting.peek()
+        if head.num_in_flight or (roster.has_free_row and head is not self._unplaced):
+            return
+        victim = roster.waiting.victim(head, roster.running)
+        if victim is not None:
+            self._preempt(victim)
+            self._unplaced, self._gave_way = None, victim
 
     def begin(self, step: int) -> Decision:
         """An empty decision with the step's token budget."""
         running = self._roster.running
         num_decodes = sum([len(r.token_ids) + r.num_in_flight - r.num_computed_tokens == 1 for r in running])
         work = SchedulerOutput(step=step, rows=[], starts=[], num_scheduled=[], samples=[])
-        return Decision(work=work, budget=TokenBudget(self._limits, num_decodes))
+        decision = Decision(work=work, budget=TokenBudget(self._limits, num_decodes))
+        if num_decodes < len(running) and self._roster.waiting.is_contended:
+            self._hold_for_due(decision)
+        return decision
 
     def extend(self, decision: Decision) -> None:
         """Give running requests their next tokens, first in order first; those behind make room if pages run out."""
         running, budget = self._roster.running, decision.budget
-        position = 0
+        offer, position = budget.offer, 0
         while position < len(running):  # preemption only ever shortens the part still ahead
             request = running[position]
             position += 1
@@ -54,7 +73,7 @@ class Planner:
                 continue  # what it may draw next depends on the token in flight
             num_known = len(request.token_ids) + request.num_in_flight
             num_wanted = num_known - request.num_computed_tokens
-            num_tokens = budget.offer(num_wanted)
+            num_tokens = offer(num_wanted) if num_wanted == 1 else self._offer(decision, request, num_wanted)
             # With its limit reached by tokens known and in flight, only the host's answer is awaited.
             if num_tokens and num_known < request.num_prompt_tokens + request.max_tokens:
                 target = request.num_computed_tokens + num_tokens
@@ -62,7 +81,7 @@ class Planner:
                 if allocation is not None:
                     budget.take(num_tokens, num_wanted)
                     if self._lost or request.num_computed_tokens < request.num_prompt_tokens:
-                        self._count(request, request.num_computed_tokens, num_tokens)
+                        self._count(decision, request, request.num_computed_tokens, num_tokens)
                     decision.extend(request, num_tokens, allocation)
             if num_wanted > num_tokens:
                 decision.num_reserved_pages += self._num_pages_to_come(request)
@@ -70,9 +89,13 @@ class Planner:
     def admit(self, decision: Decision) -> None:
         """Start waiting requests in order while tokens, rows and pages allow."""
         roster = self._roster
+        decision.budget.release(decision.budget.held)
+        self._unplaced = None
         while roster.waiting and roster.has_free_row and not decision.is_short_of_pages:
             if not self._start(decision, roster.waiting.peek()):
                 return
+        if roster.waiting and decision.is_short_of_pages:
+            self._unplaced = roster.waiting.peek()
 
     def forget(self, request: Request) -> None:
         """Drop what is remembered of a request that ended."""
@@ -89,6 +112,9 @@ class Planner:
         behind = running[running.index(request) + 1 :]
         behind.reverse()  # the youngest of equals goes first; sorting keeps that
         behind.sort(key=lambda victim: victim.num_computed_tokens)
+        shares = self._roster.waiting
+        if shares.is_contended:  # and before all, the tenant that has had most
+            behind.sort(key=lambda victim: -shares.share(victim).virtual_time)
         victims = self._cache.relief(request, num_tokens, behind)
         for victim in victims:
             self._preempt(victim)
@@ -105,7 +131,8 @@ class Planner:
 
     def _start(self, decision: Decision, request: Request) -> bool:
         """Start the request at the head of the queue, if the budget has a token and its whole prefill has pages."""
-        if request.num_in_flight:  # preempted a moment ago; its last token arrives with the step under way
+        # Preempted a moment ago: its last token, or the end of its last chunk, arrives with the step under way.
+        if request.num_in_flight or request is self._gave_way:
             return False
         cache, parent, num_spare = self._cache, self._fork_parent(request), self._num_spare_pages(decision)
         if parent is not None:
@@ -119,6 +146,7 @@ class Planner:
         num_tokens = decision.budget.offer(num_wanted)
         is_cut = self._limits.whole_prompts and num_tokens < num_wanted
         if not num_tokens or is_cut or cost > num_spare:
+            self._unplaced = request if cost > num_spare else None
             return False
         if parent is not None:
             cache.fork(parent, request)
@@ -126,7 +154,7 @@ class Planner:
         assert allocation is not None, "the cache refused what it had said would fit"
         self._roster.start_next()
         self._note_start(request, num_cached=hit.num_tokens if hit is not None else 0)
-        self._count(request, num_done, num_tokens)
+        self._count(decision, request, num_done, num_tokens)
         decision.budget.take(num_tokens, num_wanted)
         decision.start(request, num_tokens, page_ids=cache.table(request), allocation=allocation)
         decision.num_reserved_pages += self._num_pages_to_come(request)
@@ -138,15 +166,41 @@ class Planner:
             metrics.first_scheduled_time = self._clock()
             metrics.num_cached_tokens = request.num_cached_tokens = num_cached
 
-    def _count(self, request: Request, start: int, num_tokens: int) -> None:
+    def _count(self, decision: Decision, request: Request, start: int, num_tokens: int) -> None:
         """Count the tokens [start, start + num_tokens) of a step: computed again up to where the request once was."""
         end, lost = start + num_tokens, self._lost.get(request, 0)
         num_again = max(0, min(end, lost) - start)
+        if num_again:
+            decision.recomputed[request] = num_again
         request.metrics.num_recomputed_tokens += num_again
         self.num_recomputed_tokens += num_again
         self.num_prompt_tokens += max(0, min(end, request.num_prompt_tokens) - max(start, lost))
         if end >= lost:
             self._lost.pop(request, None)
+
+    def _hold_for_due(self, decision: Decision) -> None:
+        """Hold prefill tokens for the tenant that has had least, against prompts of others that are further ahead."""
+        running, waiting = self._roster.running, self._roster.waiting
+        prefills = [request for request in running if request.num_tokens - request.num_computed_tokens > 1]
+        candidates = list(prefills)
+        if waiting and self._roster.has_free_row:
+            head = waiting.peek()
+            if head is not self._unplaced and not head.num_in_flight:
+                candidates.append(head)
+        if not candidates:
+            return
+        due = min(map(waiting.share, candidates), key=lambda share: (share.virtual_time, share.number))
+        own = [request for request in candidates if waiting.share(request) is due]
+        if any(waiting.share(request).virtual_time > due.virtual_time for request in prefills):
+            decision.due = due
+            decision.budget.hold(sum(request.num_tokens - request.num_computed_tokens for request in own))
+
+    def _offer(self, decision: Decision, request: Request, num_wanted: int) -> int:
+        """How many of its prompt's tokens a running request can have."""
+        budget = decision.budget
+        if budget.held and self._roster.waiting.share(request) is decision.due:
+            budget.release(num_wanted)
+        return budget.offer(num_wanted)
 
     def _num_spare_pages(self, decision: Decision) -> int:
         """Available pages that neither started prefills nor the next steps of running requests are counting on."""

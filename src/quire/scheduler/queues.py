@@ -33,7 +33,10 @@ def priority_order(limits: SchedulerLimits) -> Policy:
     return lambda request: request.priority * ageing + request.arrival_time
 
 
-_policies: dict[str, PolicyFactory] = {"fcfs": arrival_order, "priority": priority_order}
+FAIR = "fair"
+"""The policy that shares tokens between tenants (`fair.FairQueue`) and orders each tenant's requests by priority."""
+
+_policies: dict[str, PolicyFactory] = {FAIR: priority_order, "fcfs": arrival_order, "priority": priority_order}
 
 
 def register_policy(name: str, factory: PolicyFactory) -> None:

@@ -11,14 +11,15 @@ from bisect import insort
 from collections.abc import Iterator
 
 from quire.base.request import Request, RequestStatus
-from quire.scheduler.queues import Policy, Rank, WaitingQueue
+from quire.scheduler.fair import FairQueue
+from quire.scheduler.queues import Policy, Rank
 
 
 class Roster:
     """Requests by id, the waiting queue, the running list in rank order, the rows and the deadlines."""
 
-    def __init__(self, num_rows: int, policy: Policy) -> None:
-        self.waiting = WaitingQueue()
+    def __init__(self, num_rows: int, policy: Policy, *, waiting: FairQueue) -> None:
+        self.waiting = waiting
         self.running: list[Request] = []
         self.parents: dict[Request, Request] = {}
         """Sample 0 of each sample that has not run yet."""
@@ -47,6 +48,7 @@ class Roster:
             self._ranks[sample] = rank = (self._policy(sample), self._num_entered, sample.index)
             if sample.deadline is not None:
                 heapq.heappush(self._deadlines, (sample.deadline, rank, sample))
+        self.waiting.open(samples)
         self.waiting.push(first, self._ranks[first])
         self._forget_old_deadlines()
         if len(samples) > 1:
@@ -88,6 +90,7 @@ class Roster:
         if not siblings:
             del self._by_id[request.request_id]
         self.release_held(request)
+        self.waiting.close(request)
 
     def samples(self, request_id: str) -> list[Request]:
         """The unfinished samples of a request; empty when it is unknown or over."""
@@ -131,6 +134,7 @@ class Roster:
         assert len(everyone) == len(set(everyone)) == len(self._ranks), "a request is lost or in two places"
         assert all(request.status is RequestStatus.RUNNING for request in self.running), "a request runs and should not"
         assert self.running == sorted(self.running, key=self._ranks.__getitem__), "running requests are out of order"
+        self.waiting.check(self.running)
         rows = [request.row for request in self.running]
         assert not set(rows) & set(self._free_rows) and len(set(rows)) == len(rows), "a row has two owners"
         assert all(parent.status is not RequestStatus.FINISHED for parent in self._held), "samples wait for the dead"
@@ -143,6 +147,7 @@ class Roster:
 
     def _vacate(self, request: Request) -> None:
         self.running.remove(request)
+        self.waiting.vacate(request)
         if request.row is not None:
             heapq.heappush(self._free_rows, request.row)
             self.freed_rows.append(request.row)

@@ -20,9 +20,10 @@ from quire.cache.manager import KVCacheManager
 from quire.scheduler import report
 from quire.scheduler.budget import SchedulerLimits
 from quire.scheduler.collector import Collector
+from quire.scheduler.fair import FairQueue
 from quire.scheduler.intake import make_samples, refusal, refused
 from quire.scheduler.planner import Planner
-from quire.scheduler.queues import make_policy
+from quire.scheduler.queues import FAIR, make_policy
 from quire.scheduler.roster import Roster
 
 MAX_STEPS_IN_FLIGHT = 2
@@ -42,7 +43,8 @@ class Scheduler:
     ) -> None:
         self.limits = limits
         self.cache = cache
-        self.roster = Roster(limits.max_num_seqs, make_policy(limits))
+        waiting = FairQueue(by_tenant=limits.policy == FAIR)
+        self.roster = Roster(limits.max_num_seqs, make_policy(limits), waiting=waiting)
         self.planner = Planner(limits, cache, roster=self.roster, clock=clock)
         self.collector = Collector(cache)
         self._clock = clock
@@ -77,12 +79,14 @@ class Scheduler:
         if len(self._launched) >= MAX_STEPS_IN_FLIGHT:
             raise RuntimeError(f"{MAX_STEPS_IN_FLIGHT} steps are in flight; commit the oldest first")
         self.cache.release_sources()  # the copies that read them were launched with the last step
+        self.planner.make_way()  # a tenant that holds too many rows hands one to a tenant that waits
         decision = self.planner.begin(self._num_steps)
         self.planner.extend(decision)  # running requests, first in order first; the tail makes room
         self.planner.admit(decision)  # waiting requests, while tokens, rows and pages allow
         if not decision.requests:
             return None
         work = decision.work
+        self.roster.waiting.charge(decision.requests, work.num_scheduled, decision.recomputed)
         work.freed_rows, self.roster.freed_rows = self.roster.freed_rows, []
         self._num_steps += 1
         self._launched.append((work, decision.requests))

@@ -17,6 +17,7 @@ import quire
 from quire.base.config import ServerConfig
 from quire.base.errors import ConfigError
 from quire.server import openapi
+from quire.server.admission import Admission
 from quire.server.auth import GuardMiddleware
 from quire.server.batches.database import Database
 from quire.server.batches.inner_call import InnerApp
@@ -24,15 +25,19 @@ from quire.server.batches.runner import BatchRunner
 from quire.server.errors import install_handlers
 from quire.server.metrics import ServerMetrics
 from quire.server.request_log import RequestLogMiddleware
-from quire.server.routes import batches, chat, completions, embeddings, files, models, scores, status, tokens
+from quire.server.routes import admin, batches, chat, completions, embeddings, files, models, scores, status, tokens
 from quire.server.state import ServerState
+from quire.server.tenants import Tenants
 from quire.server.tool_use import FormatSettings
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
 _GROUPS = (chat, completions, embeddings, scores, models, tokens, files, batches, status)
-_EXPOSED_HEADERS = ["x-request-id", "retry-after", "retry-after-ms", "x-should-retry"]
+_EXPOSED_HEADERS = [
+    *("x-request-id", "x-quire-priority", "retry-after", "retry-after-ms", "x-should-retry"),
+    *(f"x-ratelimit-{aspect}-{name}" for aspect in ("limit", "remaining", "reset") for name in ("requests", "tokens")),
+]
 
 
 class PrefixMiddleware:
@@ -52,9 +57,11 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
     """An app that serves `engine`; with None it says that it is loading until `attach_engine`.
 
     Raises:
-        ConfigError: `disabled_routes` or a parser names what does not exist, or `files_dir` cannot be used.
+        ConfigError: `disabled_routes` or a parser names what does not exist, `files_dir` cannot be used, or the tenants
+            file is wrong.
     """
-    metrics = ServerMetrics(compat=config.metrics_compat == "vllm")
+    tenants = Tenants(config)
+    metrics = ServerMetrics(compat=config.metrics_compat == "vllm", tenants=tenants.names)
     app = FastAPI(
         title="quire",
         version=quire.__version__,
@@ -67,14 +74,18 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
         config=config,
         metrics=metrics,
         formats=FormatSettings(tool_call_parser=config.tool_call_parser, reasoning_parser=config.reasoning_parser),
+        tenants=tenants,
+        admission=Admission(config, tenants, metrics),
     )
     _add_routes(app.router, config)
     install_handlers(app)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     if config.files_dir is not None:
-        state.batches = BatchRunner(Database(Path(config.files_dir)), InnerApp(app), lambda: state.engine)
+        state.batches = BatchRunner(
+            Database(Path(config.files_dir)), InnerApp(app, tenants.accounts), lambda: state.engine
+        )
     app.add_middleware(PrefixMiddleware, root_path=config.root_path)
-    app.add_middleware(GuardMiddleware, config=config)
+    app.add_middleware(GuardMiddleware, config=config, tenants=tenants)
     if config.allowed_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -97,7 +108,7 @@ def attach_engine(app: FastAPI, engine: AsyncEngine) -> None:
 
 def _add_routes(router: APIRouter, config: ServerConfig) -> None:
     """Register every route that is not disabled."""
-    for group in _GROUPS:
+    for group in (*_GROUPS, admin) if config.admin_key is not None else _GROUPS:
         group.add_routes(router)
     known = dict.fromkeys(route.path for route in router.routes if isinstance(route, APIRoute))
     for path in config.disabled_routes:

@@ -6,40 +6,26 @@ router will see, before a byte of the body is read.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import ipaddress
-from collections.abc import Iterable
+import math
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.base.config import ServerConfig
+from quire.base.tenancy import Account
 from quire.server.errors import HeadersTooLargeError, HostRefusedError, HttpRefusalError, UnauthorizedError, to_wire
 from quire.server.record import record_of
+from quire.server.state import ACCOUNT
+from quire.server.tenants import Tenants
 
 MAX_HEADER_LINES = 100
 MAX_HEADER_BYTES = 64 * 2**10
+ADMIN_PREFIX = "/admin/"
 OPEN_PATHS = ("/health", "/ready")
 """Probes carry no key and name the server by its address; the answers say nothing but up or down."""
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})
-
-
-class KeyRing:
-    """The accepted keys, as digests; comparing takes the same time whichever key fits, or none."""
-
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
-
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def accepts(self, presented: bytes) -> bool:
-        """Whether the bytes are one of the keys; all keys are compared, whatever the outcome."""
-        digest = hashlib.sha256(presented).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
-        return any(matches)
 
 
 class HostList:
@@ -60,11 +46,12 @@ class HostList:
 class GuardMiddleware:
     """Refuses requests without a key or from a foreign Host before anything else looks at them."""
 
-    def __init__(self, app: ASGIApp, config: ServerConfig) -> None:
+    def __init__(self, app: ASGIApp, config: ServerConfig, tenants: Tenants) -> None:
         self.app = app
-        self._keys = KeyRing(config.api_key)
+        self._tenants = tenants
         self._hosts = HostList(config)
         self._open = {prefix + path for path in OPEN_PATHS for prefix in ("", config.root_path)}
+        self._admin = tuple({prefix + ADMIN_PREFIX for prefix in ("", config.root_path)})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with the refusal."""
@@ -75,9 +62,11 @@ class GuardMiddleware:
                 record_of(scope).error_code = wire.code
                 await wire.response()(scope, receive, send)
                 return
+            send = self._with_limits(scope.get(ACCOUNT), send)
         await self.app(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> HttpRefusalError | None:
+        """Why the request is not passed on; None, with its tenant's account in the scope, when it is."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         if len(headers) > MAX_HEADER_LINES:
             return HeadersTooLargeError(f"{len(headers)} header lines; at most {MAX_HEADER_LINES} are allowed")
@@ -86,24 +75,58 @@ class GuardMiddleware:
             return HeadersTooLargeError(f"{size} bytes of headers; at most {MAX_HEADER_BYTES} are allowed")
         if scope["path"] in self._open:
             return None
-        if len(self._keys):
-            # Browsers ask whether they may send a key without sending one; no route does anything for OPTIONS.
-            return None if scope["method"] == "OPTIONS" else self._key_refusal(headers)
-        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
-        if len(hosts) == 1 and self._hosts.accepts(hosts[0]):
-            return None
-        return HostRefusedError(
-            "this Host is not allowed on a server without API keys; add it with --allowed-hosts, or set --api-key"
-        )
-
-    def _key_refusal(self, headers: list[tuple[bytes, bytes]]) -> UnauthorizedError | None:
+        if scope["method"] == "OPTIONS" and self._tenants.has_keys:
+            return None  # browsers ask whether they may send a key without sending one; no route does anything for it
         presented = _presented_keys(headers)
-        accepted = [self._keys.accepts(key) for key in presented]
-        if any(accepted):
-            return None
-        if presented:
-            return UnauthorizedError("the API key is not accepted")
-        return UnauthorizedError("no API key; send `Authorization: Bearer KEY` or `x-api-key: KEY`")
+        if self._tenants.has_admin_key and scope["path"].startswith(self._admin):
+            return None if self._tenants.is_admin(presented) else _unauthorized(presented)
+        account = self._tenants.nobody
+        if self._tenants.has_keys:
+            found = self._tenants.find(presented)
+            if found is None:
+                return _unauthorized(presented)
+            account = found
+        else:
+            hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+            if len(hosts) != 1 or not self._hosts.accepts(hosts[0]):
+                return HostRefusedError(
+                    "this Host is not allowed on a server without API keys; add it with --allowed-hosts, or set "
+                    "--api-key"
+                )
+        scope[ACCOUNT] = account
+        record_of(scope).tenant = account.tenant.name
+        return None
+
+    def _with_limits(self, account: Account | None, send: Send) -> Send:
+        """A `send` that tells a tenant with limits how they stand when the answer begins (wire 42)."""
+        if account is None or (account.requests is None and account.tokens is None):
+            return send
+
+        async def send_with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *limit_headers(account, self._tenants.clock())]
+            await send(message)
+
+        return send_with_limits
+
+
+def limit_headers(account: Account, now: float) -> list[tuple[bytes, bytes]]:
+    """A tenant's limits per minute as `x-ratelimit-*` headers."""
+    return [
+        (f"x-ratelimit-{aspect}-{name}".encode(), value.encode())
+        for name, limit in account.limits(now).items()
+        for aspect, value in (
+            ("limit", str(limit.limit)),
+            ("remaining", str(limit.remaining)),
+            ("reset", f"{math.ceil(limit.reset * 1000) / 1000:g}s"),
+        )
+    ]
+
+
+def _unauthorized(presented: list[bytes]) -> UnauthorizedError:
+    if presented:
+        return UnauthorizedError("the API key is not accepted")
+    return UnauthorizedError("no API key; send `Authorization: Bearer KEY` or `x-api-key: KEY`")
 
 
 def _presented_keys(headers: list[tuple[bytes, bytes]]) -> list[bytes]:

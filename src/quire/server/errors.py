@@ -30,6 +30,7 @@ from quire.base.errors import (
     ModelNotFoundError,
     OverloadedError,
     QuireError,
+    RateLimitError,
     StepError,
 )
 from quire.protocol.errors import encode_error
@@ -96,6 +97,7 @@ TABLE: dict[type[Exception], ErrorRule] = {
     StoredObjectNotFoundError: ErrorRule(404, INVALID, "not_found"),
     InvalidRequestError: ErrorRule(400, INVALID, None),
     OverloadedError: ErrorRule(503, SERVER, "server_is_overloaded"),
+    RateLimitError: ErrorRule(429, "rate_limit_error", "rate_limit_exceeded"),
     DeadlineExceededError: ErrorRule(408, "timeout_error", "deadline_exceeded", NO_RETRY),
     StepError: ErrorRule(500, SERVER, "step_failed"),
     EngineDeadError: ErrorRule(500, SERVER, "engine_dead", NO_RETRY),
@@ -137,7 +139,7 @@ def to_wire(error: Exception) -> WireError:
         return WireError(_BUG.status, "internal_error", body, _BUG.headers)
     param = getattr(error, "param", None)
     code = getattr(error, "code", None) or rule.code
-    headers = {**rule.headers, **_retry_headers(getattr(error, "retry_after", None))}
+    headers = {**rule.headers, **_retry_headers(getattr(error, "retry_after", None)), **_hopeless(error)}
     body = encode_error(str(error), type=rule.type, param=param, code=code)
     return WireError(rule.status, code or rule.type, body, headers)
 
@@ -159,6 +161,14 @@ def _routing_error(error: HTTPException) -> WireError:
     code = _ROUTING.get(error.status_code, "http_error")
     message = {404: "no such route", 405: "this route does not take that method"}.get(error.status_code, error.detail)
     return WireError(error.status_code, code, encode_error(message, type=INVALID, code=code), error.headers or {})
+
+
+def _hopeless(error: Exception) -> Mapping[str, str]:
+    """Quotas that hold the request tomorrow at the earliest, or never: the SDK would try again within a minute."""
+    is_hopeless = isinstance(error, RateLimitError) and (
+        error.retry_after is None or error.code == "insufficient_quota"
+    )
+    return NO_RETRY if is_hopeless else {}
 
 
 def _retry_headers(seconds: float | None) -> dict[str, str]:

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quire.base.errors import OverloadedError
 from quire.base.outputs import RequestOutput
 from quire.base.pooling import PoolingParams
 from quire.base.sampling import SamplingParams
@@ -17,6 +16,7 @@ from quire.server.prompts import Prompt
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
     from quire.engine.open_requests import OutputStream
+    from quire.server.admission import Ticket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,15 +27,18 @@ class GenerationOptions:
     timeout: float | None = None
     """Seconds, queue included; None waits for ever."""
     cache_salt: str | None = None
+    tenant: str = ""
+    weight: float = 1.0
 
 
 class Generation:
     """The engine requests behind one HTTP request. Whatever happens, `close` leaves none of them running."""
 
-    def __init__(self, engine: AsyncEngine, *, prefix: str) -> None:
+    def __init__(self, engine: AsyncEngine, *, prefix: str, ticket: Ticket) -> None:
         self.engine = engine
         self.id = f"{prefix}-{uuid.uuid4().hex}"
         """The response's id; the engine's ids derive from it. No client chooses either (SEC-25)."""
+        self._ticket = ticket
         self._streams: list[OutputStream] = []
 
     async def submit(
@@ -57,6 +60,8 @@ class Generation:
                     priority=options.priority,
                     timeout=options.timeout,
                     cache_salt=options.cache_salt,
+                    tenant=options.tenant,
+                    weight=options.weight,
                     **pair,
                 )
                 self._streams.append(stream)
@@ -66,8 +71,11 @@ class Generation:
 
     async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
         """Deltas with the index of their prompt, as they come, until every prompt ended; raises the engine's errors."""
+        ticket = self._ticket
         if len(self._streams) == 1:
             async for output in self._streams[0]:
+                if not ticket.has_started:
+                    ticket.start(0, output.metrics)
                 yield 0, output
             return
         waiting = {self._start_next(index): index for index in range(len(self._streams))}
@@ -79,6 +87,7 @@ class Generation:
                     result = task.result()
                     if result is not None:
                         waiting[self._start_next(index)] = index
+                        ticket.start(index, result.metrics)
                         yield index, result
         finally:
             for task in waiting:
@@ -97,14 +106,3 @@ class Generation:
 async def _next(stream: OutputStream) -> RequestOutput | None:
     """The next output, None at the end."""
     return await anext(stream, None)
-
-
-def refuse_when_full(engine: AsyncEngine) -> None:
-    """Refuse while the queue is full, before a prompt is rendered or tokenized for nothing (REL-8).
-
-    Raises:
-        OverloadedError: with the time after which to try again.
-    """
-    waiting, most = engine.stats.num_waiting, engine.info.max_num_waiting
-    if waiting >= most:
-        raise OverloadedError(f"{waiting} requests are waiting, the most allowed (--max-num-waiting); try again later")

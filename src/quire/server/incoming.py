@@ -6,6 +6,7 @@ Knows the fields they share; what a body means otherwise is the routes' business
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -13,13 +14,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.base.errors import InvalidRequestError
+from quire.base.sampling import SamplingParams
 from quire.engine.info import check_generates
 from quire.protocol.common import SamplingFields
 from quire.protocol.decode import RequestDecoder
+from quire.server.call import Call, arrive
 from quire.server.generation import Generation, GenerationOptions
 from quire.server.limits import read_json_body
+from quire.server.prompts import Prompt
 from quire.server.reply import ReplyHeader
-from quire.server.state import ServerState, state_of
 from quire.server.stream import EventStream, Reply, send_whole
 
 if TYPE_CHECKING:
@@ -33,48 +36,54 @@ MAX_BIAS = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming(Generic[T]):
-    """A decoded request, the engine that will serve it and the model it means."""
+    """A decoded request for text."""
 
-    request: Request
-    state: ServerState
-    engine: AsyncEngine
+    call: Call
     body: T
-    model: str
     warnings: tuple[str, ...] = ()
     """What of the body was not taken as it was sent."""
 
     @property
-    def options(self) -> GenerationOptions:
-        """What all its prompts share besides sampling."""
-        body, timeout = self.body, self.state.config.request_timeout
-        return GenerationOptions(priority=body.priority or 0, timeout=timeout, cache_salt=body.cache_salt)
+    def engine(self) -> AsyncEngine:
+        """The engine that will serve it."""
+        return self.call.engine
+
+    def admitted(self, prompts: Sequence[Prompt], params: SamplingParams) -> GenerationOptions:
+        """What all its prompts share besides sampling, once its tenant's quotas hold the most they may bring.
+
+        Raises:
+            RateLimitError: the quotas do not hold it. DeadlineExceededError: its time passed while it was read.
+        """
+        lengths, longest = [len(prompt.token_ids) for prompt in prompts], self.engine.info.max_model_len
+        rooms = [max(0, longest - length) for length in lengths]
+        most = [room if params.max_tokens is None else min(params.max_tokens, room) for room in rooms]
+        return self.call.admitted(self.body, lengths, output_tokens=params.n * sum(most))
 
     def header(self, generation: Generation) -> ReplyHeader:
         """What every object of its reply repeats."""
-        created, fingerprint = int(time.time()), self.state.fingerprint
-        return ReplyHeader(id=generation.id, created=created, model=self.model, fingerprint=fingerprint)
+        created, fingerprint = int(time.time()), self.call.state.fingerprint
+        return ReplyHeader(id=generation.id, created=created, model=self.call.model, fingerprint=fingerprint)
 
     async def answer(self, generation: Generation, reply: Reply) -> Response:
         """The generation's output in the form the client asked for."""
         if self.body.stream:
-            return EventStream(generation, reply, self.state)
-        return await send_whole(self.request, generation, reply, self.state)
+            return EventStream(generation, reply, self.call.state)
+        return await send_whole(self.call.request, generation, reply, self.call.state)
 
 
 async def take_in(request: Request, decoder: RequestDecoder[T]) -> Incoming[T]:
     """Read a request for the engine.
 
     Raises:
-        NotReadyError, OverloadedError, EngineDeadError: nothing is served now; the body was not read then.
+        NotReadyError, OverloadedError, EngineDeadError, RateLimitError: before the body was read.
         InvalidRequestError, ModelNotFoundError: what the body asks for cannot be.
     """
-    state = state_of(request)
-    engine = state.ready_engine()
-    body, notes = decoder.decode_noting(await read_json_body(request))
-    model = state.find_model(engine, body.model)
-    check_generates(engine.info)
-    notes += _clamped(body)
-    return Incoming(request=request, state=state, engine=engine, body=body, model=model, warnings=notes)
+    arrival = arrive(request)
+    content = await read_json_body(request)
+    body, notes = decoder.decode_noting(content)
+    call = arrival.call(body.model, body_size=len(content), timeout=body.timeout)
+    check_generates(call.engine.info)
+    return Incoming(call=call, body=body, warnings=notes + _clamped(body))
 
 
 def checked_warnings(body: SamplingFields, notes: tuple[str, ...]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ they happen. docs/metrics.md lists the names.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
@@ -18,6 +18,7 @@ import quire
 from quire.base.metrics import EngineStats
 from quire.base.outputs import RequestMetrics
 from quire.server.histogram import LoopHistogram
+from quire.server.tenant_metrics import TenantMetrics
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
@@ -129,8 +130,9 @@ class EngineCollector:
 class ServerMetrics:
     """Counters and histograms of one server on a registry of its own; also the engine's observer."""
 
-    def __init__(self, *, compat: bool = True) -> None:
+    def __init__(self, *, compat: bool = True, tenants: Callable[[], tuple[str, ...]] = tuple) -> None:
         self.registry = CollectorRegistry()
+        self.tenants = TenantMetrics(self.registry, tenants)
         self._compat = compat
         ProcessCollector(registry=self.registry)
         self._requests = self._counter("http_requests", "HTTP requests by route and status.", "route", "status")
@@ -194,6 +196,8 @@ class ServerMetrics:
         self._requests.labels(record.route, str(record.status)).inc()
         if record.error_code is not None:
             self._failures.labels(record.error_code).inc()
+        if record.generates:
+            self.tenants.ended(record)
 
     def set_streams(self, num_streams: int) -> None:
         """How many streams are open now."""

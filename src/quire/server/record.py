@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import time
 import uuid
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+CLIENT_CLOSED = 499
+"""Logged, never sent: the client went away first."""
 _RECORD = "quire.record"
 _ID = re.compile(rb"[\x21-\x7e]{1,256}")
 
@@ -30,6 +32,14 @@ class RequestRecord:
     """Monotonic seconds of the first output."""
     finish_reasons: list[str] = field(default_factory=list)
     error_code: str | None = None
+    tenant: str | None = None
+    """Whose key came with it."""
+    generates: bool = False
+    """Whether it asked for a generation, admitted or refused."""
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    """What the answer carries besides its own headers."""
+    on_end: Callable[[RequestRecord], None] | None = None
+    """Called once when the exchange is over, however it went."""
 
     def fields(self, now: float) -> dict[str, Any]:
         """The log line's fields; what does not apply is left out."""
@@ -39,6 +49,7 @@ class RequestRecord:
             "method": self.method,
             "route": self.route,
             "status": self.status,
+            "tenant": self.tenant,
             "seconds": round(now - self.started, 4),
             "ttft": ttft,
             "prompt_tokens": self.prompt_tokens,

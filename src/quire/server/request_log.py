@@ -14,12 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.server.errors import to_wire
 from quire.server.metrics import ServerMetrics
-from quire.server.record import RequestRecord, open_record
+from quire.server.record import CLIENT_CLOSED, RequestRecord, open_record
 
 logger = logging.getLogger(__name__)
-
-CLIENT_CLOSED = 499
-"""Logged, never sent: the client went away first."""
 
 _QUIET_ROUTES = frozenset({"/health", "/ready", "/metrics"})
 
@@ -42,7 +39,7 @@ class RequestLogMiddleware:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id), *record.headers]
             await send(message)
 
         try:
@@ -65,6 +62,8 @@ class RequestLogMiddleware:
     def _finish(self, record: RequestRecord, scope: Scope) -> None:
         record.route = getattr(scope.get("route"), "path", record.route)
         record.status = record.status or CLIENT_CLOSED
+        if record.on_end is not None:
+            record.on_end(record)
         self._metrics.count_request(record)
         # Not being ready is an ordinary answer while loading or draining; not being alive is news.
         is_quiet = record.route in _QUIET_ROUTES and (record.status < 500 or record.route == "/ready")

@@ -60,9 +60,11 @@ def serve(
     app = create_app(None, config)
     listener = bind(config)
     _raise_file_limit()
-    if not config.api_key and not is_loopback(config.host):
+    state: ServerState = app.state.quire
+    if not state.tenants.has_keys and not is_loopback(config.host):
         logger.warning(
-            "listening on %s without API keys: whoever reaches this address can use the model; set --api-key",
+            "listening on %s without API keys: whoever reaches this address can use the model; set --api-key or "
+            "--tenants-file",
             config.host,
         )
     with contextlib.closing(listener):
@@ -112,9 +114,11 @@ class ServerLife:
         """Serve to the end; returns the exit status."""
         with self._signals_caught():
             serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+            watching = asyncio.create_task(self._state.tenants.watch())
             try:
                 return await self._live(start_engine, on_ready)
             finally:
+                watching.cancel()
                 await self._stop_serving(serving)
 
     def request_stop(self) -> None:

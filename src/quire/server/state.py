@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,14 +15,19 @@ from starlette.requests import Request
 import quire
 from quire.base.config import ServerConfig
 from quire.base.errors import EngineDeadError, ModelNotFoundError, OverloadedError
+from quire.base.tenancy import Account, Tenant
+from quire.server.admission import Admission
 from quire.server.errors import NotReadyError
 from quire.server.metrics import ServerMetrics
+from quire.server.tenants import Tenants
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
     from quire.server.batches.runner import BatchRunner
     from quire.server.tool_use import FormatSettings
 
+ACCOUNT = "quire.account"
+"""Where the guard leaves the tenant's account in a request's scope."""
 KEEP_ALIVE_SECONDS = 15.0
 """A stream that has nothing to say for this long sends a comment, so that no proxy closes it."""
 
@@ -32,6 +38,8 @@ class ServerState:
 
     config: ServerConfig
     metrics: ServerMetrics
+    tenants: Tenants
+    admission: Admission
     engine: AsyncEngine | None = None
     formats: FormatSettings
     """How replies are told apart into content, reasoning and calls."""
@@ -40,6 +48,8 @@ class ServerState:
     is_draining: bool = False
     num_streams: int = 0
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS
+    salt_secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
+    """Sets the cached pages of isolated tenants apart."""
     fingerprint: str = field(default="fp_loading")
     """What `system_fingerprint` says: equal for equal versions and settings."""
 
@@ -67,19 +77,25 @@ class ServerState:
             raise OverloadedError("the server is shutting down; use another one", retry_after=5.0)
         return self.engine
 
-    def find_model(self, engine: AsyncEngine, name: str | None) -> str:
-        """The served name a request means; names are looked up, never joined to a path (SEC-8).
+    def find_model(self, engine: AsyncEngine, name: str | None, tenant: Tenant) -> str:
+        """The served name a tenant's request means; names are looked up, never joined to a path (SEC-8).
 
         Raises:
-            ModelNotFoundError: no such name.
+            ModelNotFoundError: no such name, or not for this tenant.
         """
-        names = engine.info.served_names
-        if not name:
-            return names[0]
+        names = self.models_of(engine, tenant)
+        name = name or tenant.model or (names[0] if names else None)
+        if name is None:
+            raise ModelNotFoundError("none of the models this key may use is served here", param="model")
         if name in names:
             return name
         shown = ", ".join(names)
         raise ModelNotFoundError(f"the model {name[:256]!r} is not served here; served: {shown}", param="model")
+
+    def models_of(self, engine: AsyncEngine, tenant: Tenant) -> tuple[str, ...]:
+        """The served names a tenant may ask for."""
+        names = engine.info.served_names
+        return tuple(name for name in names if name in tenant.models) if tenant.models else names
 
     @property
     def unready_reason(self) -> str | None:
@@ -110,6 +126,12 @@ class ServerState:
         finally:
             self.num_streams -= 1
             self.metrics.set_streams(self.num_streams)
+
+
+def account_of(request: Request) -> Account:
+    """The account of the tenant whose request it is; the guard found it by its key."""
+    account: Account = request.scope[ACCOUNT]
+    return account
 
 
 def state_of(request: Request) -> ServerState:

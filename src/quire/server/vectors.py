@@ -21,11 +21,11 @@ from quire.base.outputs import RequestOutput
 from quire.base.pooling import PoolingModel, PoolingParams, Task, from_bytes
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.vectors import Inputs, VectorFields, VectorUsage
-from quire.server.generation import Generation, GenerationOptions, refuse_when_full
+from quire.server.call import Call, arrive
+from quire.server.generation import Generation
 from quire.server.limits import read_json_body
 from quire.server.prompts import Prompt, split_prompts
 from quire.server.record import record_of
-from quire.server.state import ServerState, state_of
 from quire.server.stream import until_disconnect
 
 if TYPE_CHECKING:
@@ -38,13 +38,20 @@ _WHOLE_LENGTH = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VectorCall(Generic[BodyT]):
-    """A decoded request, the engine that will serve it and the model it means."""
+    """A decoded request for vectors."""
 
-    request: Request
-    state: ServerState
-    engine: AsyncEngine
+    call: Call
     body: BodyT
-    model: str
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """The engine that will serve it."""
+        return self.call.engine
+
+    @property
+    def model(self) -> str:
+        """The model it means."""
+        return self.call.model
 
     @property
     def max_tokens(self) -> int | None:
@@ -75,7 +82,7 @@ class VectorCall(Generic[BodyT]):
 
     async def prompts(self, inputs: Inputs, *, adds_special: bool | None) -> list[Prompt]:
         """The inputs of a request in order, as token ids; raises InvalidRequestError."""
-        refuse_when_full(self.engine)
+        self.call.enter_queue()
         most, special = self.max_tokens, adds_special is not False
         prompts = []
         for item in split_prompts(inputs, name="input"):
@@ -94,17 +101,16 @@ class VectorCall(Generic[BodyT]):
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError, StepError: as the engine says.
         """
-        generation = Generation(self.engine, prefix=prefix)
-        body, timeout = self.body, self.state.config.request_timeout
-        options = GenerationOptions(priority=body.priority or 0, timeout=timeout, cache_salt=body.cache_salt)
+        generation = self.call.generation(prefix)
+        options = self.call.admitted(self.body, [len(prompt.token_ids) for prompt in prompts], output_tokens=0)
         try:
             await generation.submit(prompts, params, options)
         except InvalidRequestError as error:
             error.param = "input" if error.param == "prompt" else error.param
             raise
-        outputs = await until_disconnect(self.request.receive, self._collect(generation))
+        outputs = await until_disconnect(self.call.request.receive, self._collect(generation))
         vectors = Vectors(generation.id, [outputs[index] for index in range(len(prompts))])
-        record = record_of(self.request.scope)
+        record = record_of(self.call.request.scope)
         record.prompt_tokens = vectors.usage.prompt_tokens
         record.cached_tokens = sum(output.num_cached_tokens for output in vectors.outputs)
         record.output_tokens = 0
@@ -150,14 +156,13 @@ async def take_in_vectors(request: Request, decoder: RequestDecoder[T]) -> Vecto
     """Read a request for the engine.
 
     Raises:
-        NotReadyError, OverloadedError, EngineDeadError: nothing is served now; the body was not read then.
+        NotReadyError, OverloadedError, EngineDeadError, RateLimitError: before the body was read.
         InvalidRequestError, ModelNotFoundError: what the body asks for cannot be.
     """
-    state = state_of(request)
-    engine = state.ready_engine()
-    body = decoder.decode(await read_json_body(request))
-    model = state.find_model(engine, body.model)
-    return VectorCall(request=request, state=state, engine=engine, body=body, model=model)
+    arrival = arrive(request)
+    content = await read_json_body(request)
+    body = decoder.decode(content)
+    return VectorCall(call=arrival.call(body.model, body_size=len(content)), body=body)
 
 
 def json_response(payload: msgspec.Struct) -> Response:

@@ -7,6 +7,7 @@ import pytest
 from quire import SamplingParams
 from quire.base.errors import ContextLengthError, InvalidRequestError
 from quire.engine import requests as module
+from quire.engine.messages import AddMessage, decode_to_engine, encode
 from quire.engine.requests import RequestOptions, check_remote_logprobs
 
 
@@ -85,6 +86,8 @@ def test_bad_words_are_found_at_the_start_and_after_a_space(preparer, tokenizer)
         ([1], {}, {"logit_bias": {512: 1.0}}, "logit_bias"),
         ([1], {}, {"logprobs": 513}, "logprobs"),
         ([1], {"cache_salt": ""}, {}, "cache_salt"),
+        ([1], {"weight": 0.0}, {}, "weight"),
+        ([1], {"weight": float("nan")}, {}, "weight"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(preparer, prompt, options, sampling, named):
@@ -92,6 +95,13 @@ def test_what_cannot_be_had_is_refused_by_name(preparer, prompt, options, sampli
     with pytest.raises(InvalidRequestError) as refused:
         _prepare(preparer, prompt, options=RequestOptions(**options), **sampling)
     assert refused.value.param == named
+
+
+def test_the_tenant_crosses_to_the_engine_with_its_weight(preparer):
+    """N2: what the scheduler shares by is part of the message."""
+    request = _prepare(preparer, [1], options=RequestOptions(tenant="acme", weight=4.0)).engine
+    crossed = decode_to_engine(encode(AddMessage([request]))[4:]).requests[0]
+    assert (crossed.tenant, crossed.weight) == ("acme", 4.0)
 
 
 @pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])

@@ -24,6 +24,8 @@ from quire.scheduler.budget import SchedulerLimits
 from quire.scheduler.intake import sample_seed
 from quire.scheduler.scheduler import Scheduler
 
+OPTIONS = ("priority", "deadline", "cache_salt", "tenant", "weight")
+"""Fields of a request that are not sampling."""
 VOCABULARY = 50
 EOS = 0
 
@@ -184,7 +186,7 @@ class Simulation:
 
     def add(self, prompt: list[int], *, max_tokens: int = 8, name: str | None = None, **options) -> str:
         name = name or f"r{len(self.requests)}"
-        fields = {key: options.pop(key) for key in ("priority", "deadline", "cache_salt") if key in options}
+        fields = {key: options.pop(key) for key in OPTIONS if key in options}
         seed = options.pop("seed", len(self.requests))
         arrival = options.pop("arrival_time", self.clock.now)
         request = EngineRequest(
@@ -289,9 +291,11 @@ class Simulation:
         self.scheduler.check()
 
 
-def random_history(seed: int, *, num_operations: int = 100, **options) -> tuple[Simulation, Counter]:
+def random_history(
+    seed: int, *, num_operations: int = 100, has_tenants: bool = False, **options
+) -> tuple[Simulation, Counter]:
     """Play one random history to its end; returns the simulation and which events occurred in it."""
-    rng = random.Random(seed)
+    rng, tenants = random.Random(seed), _random_tenant(seed) if has_tenants else None
     size = rng.choice([1, 2, 3, 4, 4, 8, 8, 16]) if rng.random() < 0.95 else rng.choice([32, 64, 128])
     num_pages = rng.randint(4, 64) if size < 8 else rng.randint(4, 12)
     order = rng.sample(range(num_pages), num_pages)
@@ -308,7 +312,7 @@ def random_history(seed: int, *, num_operations: int = 100, **options) -> tuple[
     stems = [[rng.randrange(VOCABULARY) for _ in range(num_pages * size)] for _ in range(2)]
     events: Counter = Counter()
     for _ in range(num_operations):
-        _random_operation(sim, rng, stems, events)
+        _random_operation(sim, rng, stems, events, tenants)
     sim.run()
     sim.verify()
     stats = sim.scheduler.stats()
@@ -318,11 +322,17 @@ def random_history(seed: int, *, num_operations: int = 100, **options) -> tuple[
     return sim, events
 
 
-def _random_operation(sim: Simulation, rng: random.Random, stems: list[list[int]], events: Counter) -> None:
+def _random_tenant(seed: int) -> Callable[[], dict]:
+    """Draws tenants and weights from numbers of its own, so that histories with and without them are the same else."""
+    rng = random.Random(-1 - seed)
+    return lambda: {"tenant": rng.choice(["a", "a", "b", "c"]), "weight": rng.choice([1.0, 1.0, 4.0])}
+
+
+def _random_operation(sim: Simulation, rng: random.Random, stems: list[list[int]], events: Counter, tenants) -> None:
     draw = rng.random()
     live = sim.live
     if draw < 0.25 and len(live) < 12:
-        _random_request(sim, rng, stems)
+        _random_request(sim, rng, stems, tenants)
     elif draw < 0.29 and live:
         sim.abort(rng.choice(live)[0])
         events["abort"] += 1
@@ -338,7 +348,7 @@ def _random_operation(sim: Simulation, rng: random.Random, stems: list[list[int]
         sim.step()
 
 
-def _random_request(sim: Simulation, rng: random.Random, stems: list[list[int]]) -> None:
+def _random_request(sim: Simulation, rng: random.Random, stems: list[list[int]], tenants) -> None:
     room = sim.cache.num_pages * sim.cache.page_size
     longest = min(room, rng.choice([4, 3 * sim.cache.page_size, 60]))
     total = rng.randint(2, max(2, longest))
@@ -357,6 +367,7 @@ def _random_request(sim: Simulation, rng: random.Random, stems: list[list[int]])
         stop_token_ids=rng.choice([[], [1, 2]]),
         priority=rng.choice([0, 0, 1, -1]),
         cache_salt=rng.choice([None, None, None, "tenant"]),
+        **(tenants() if tenants is not None else {}),
         skip_reading_prefix_cache=rng.random() < 0.1,
         seed=rng.choice([1, 2]),
         deadline=sim.clock.now + 3.0 if rng.random() < 0.1 else None,

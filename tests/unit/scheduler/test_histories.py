@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from quire.cache.manager import Allocation, KVCacheManager
+from quire.scheduler import fair
 
 
 def play_many(histories, seeds, **options) -> Counter:
@@ -50,6 +51,21 @@ def test_every_operation_of_a_history_ends_with_a_check(sim, operate):
 def test_a_sample_does_not_fork_from_a_page_that_is_being_copied(histories, seed):
     """S18: a resumed parent whose last page is a copy of this very step is no source of another copy in it."""
     histories.play(seed)
+
+
+def test_histories_of_several_tenants_end_with_solo_outputs(histories, monkeypatch):
+    """S69 REL-5 REL-6 REL-17: rows change hands between tenants all the time, and nobody's text changes."""
+    monkeypatch.setattr(fair, "QUANTUM", 4)
+    occurred = play_many(histories, range(150), num_operations=60, has_tenants=True, policy="fair")
+    assert occurred["preemption"] >= 30, occurred
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantum", [1, 8])
+def test_a_thousand_histories_of_several_tenants_end_with_solo_outputs(histories, monkeypatch, quantum):
+    """S69 REL-5 REL-6 REL-17: as above, longer, with rows that change hands at every opportunity."""
+    monkeypatch.setattr(fair, "QUANTUM", quantum)
+    play_many(histories, range(5000, 5500), has_tenants=True, policy="fair")
 
 
 @pytest.mark.slow

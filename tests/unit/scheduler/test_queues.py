@@ -51,7 +51,7 @@ def test_a_plugin_adds_a_policy(monkeypatch):
 
 
 def test_an_unknown_policy_is_refused_with_the_known_ones():
-    with pytest.raises(ConfigError, match="'lottery'; allowed: fcfs, priority"):
+    with pytest.raises(ConfigError, match="'lottery'; allowed: fair, fcfs, priority"):
         make_policy(limits(policy="lottery"))
 
 

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from quire.base.errors import InvalidRequestError
 from quire.server.batches.runner import BatchRunner
 from quire.server.errors import HostRefusedError
-from quire.server.state import state_of
+from quire.server.state import account_of, state_of
 
 DEFAULT_PAGE, MAX_PAGE = 100, 10_000
 
@@ -34,7 +34,7 @@ def batches_of(request: Request) -> BatchRunner:
 
 def owner_of(request: Request) -> str:
     """Whose files and batches a request may see."""
-    return str(request.scope.get("quire.tenant", ""))
+    return account_of(request).tenant.name
 
 
 def refuse_foreign_origin(request: Request) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import Message, Receive, Scope
 
-from quire.server.errors import to_wire
-from quire.server.record import new_request_id, record_of
+from quire.base.tenancy import Account
+from quire.server.errors import UnauthorizedError, to_wire
+from quire.server.record import CLIENT_CLOSED, new_request_id, record_of
+from quire.server.state import ACCOUNT
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +26,24 @@ class InnerAnswer:
     status: int
     body: Any
     request_id: str
+    is_busy: bool
+    """Whether the same request may be answered later: the answer told when to come back."""
 
 
 class InnerApp:
     """The routes of an app and its error handlers, without the layers that guard and log requests from outside."""
 
-    def __init__(self, app: FastAPI) -> None:
+    def __init__(self, app: FastAPI, accounts: Mapping[str, Account]) -> None:
         self._app = app
+        self._accounts = accounts
         self._routes = ExceptionMiddleware(AsyncExitStackMiddleware(app.router), handlers=app.exception_handlers)
 
-    async def post(self, path: str, body: dict[str, Any]) -> InnerAnswer:
-        """Send a JSON body to a route and wait for its whole answer; cancelling ends the request."""
+    async def post(self, path: str, body: dict[str, Any], *, owner: str) -> InnerAnswer:
+        """Send a tenant's JSON body to a route and wait for its whole answer; cancelling ends the request."""
+        account = self._accounts.get(owner)
+        if account is None:
+            gone = to_wire(UnauthorizedError(f"the tenant {owner} is no longer served here"))
+            return InnerAnswer(gone.status, msgspec.json.decode(gone.body), new_request_id(), is_busy=False)
         scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -48,11 +58,19 @@ class InnerApp:
             "client": None,
             "server": None,
             "app": self._app,
+            ACCOUNT: account,
         }
-        request_id = record_of(scope).request_id = new_request_id()
+        record = record_of(scope)
+        request_id = record.request_id = new_request_id()
         collected = _Collected()
-        await self._run(scope, _sender_of(msgspec.json.encode(body)), collected)
-        return InnerAnswer(collected.status, msgspec.json.decode(bytes(collected.body)), request_id)
+        try:
+            await self._run(scope, _sender_of(msgspec.json.encode(body)), collected)
+        finally:
+            record.status = collected.status or CLIENT_CLOSED
+            if record.on_end is not None:
+                record.on_end(record)
+        answer = msgspec.json.decode(bytes(collected.body))
+        return InnerAnswer(collected.status, answer, request_id, is_busy=collected.says_when)
 
     async def _run(self, scope: Scope, receive: Receive, send: _Collected) -> None:
         try:
@@ -66,12 +84,14 @@ class _Collected:
 
     def __init__(self) -> None:
         self.status = 0
+        self.says_when = False
         self.body = bytearray()
 
     async def __call__(self, message: Message) -> None:
         """Take in a part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            self.says_when = any(name == b"retry-after" for name, _ in message.get("headers", ()))
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
 

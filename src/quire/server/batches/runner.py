@@ -40,7 +40,6 @@ MAX_LINES = 50_000
 MAX_ERRORS = 100
 """Lines whose faults are reported when a batch is refused."""
 
-BUSY_STATUSES = (429, 503)
 MAX_WAIT_SECONDS = 30.0
 IDLE_SHARE, BUSY_SHARE = 2, 16
 """A batch uses the engine's rows divided by this: while nobody else has an open request, and while somebody does."""
@@ -155,6 +154,7 @@ class BatchRunner:
     async def _answer_lines(self, batch: BatchObject) -> None:
         """Answer the lines that have no result, until they all have, or the batch is cancelled or late."""
         answered = await asyncio.to_thread(self.batches.answered_lines, batch.id)
+        owner = await asyncio.to_thread(self.batches.owner, batch.id)
         rest = (request for request in self._requests(batch) if request.line not in answered)
         pending: set[asyncio.Task[None]] = set()
         try:
@@ -163,7 +163,7 @@ class BatchRunner:
                     len(pending) < self._num_allowed(len(pending))
                     and (request := await asyncio.to_thread(next, rest, None)) is not None
                 ):
-                    pending.add(asyncio.create_task(self._answer(batch.id, request)))
+                    pending.add(asyncio.create_task(self._answer(batch.id, request, owner)))
                 if not pending:
                     return
                 done, pending = await asyncio.wait(pending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
@@ -182,16 +182,16 @@ class BatchRunner:
         share = IDLE_SHARE if len(engine.requests) <= num_ours else BUSY_SHARE
         return max(1, engine.info.max_num_seqs // share)
 
-    async def _answer(self, batch_id: str, request: BatchRequest) -> None:
+    async def _answer(self, batch_id: str, request: BatchRequest, owner: str) -> None:
         """Answer a line and keep its result; while the server is busy the line waits and asks again."""
         body = dict(request.body or {})
         asked = body.get("priority")
         body["priority"] = max(BATCH_PRIORITY, asked) if isinstance(asked, int) else BATCH_PRIORITY
         wait = 0.5
         while True:
-            answer = await self._inner.post(request.route, body)
+            answer = await self._inner.post(request.route, body, owner=owner)
             engine = self._engine()
-            if answer.status not in BUSY_STATUSES and engine is not None and engine.is_alive:
+            if not answer.is_busy and engine is not None and engine.is_alive:
                 break  # what a dying engine said is no result: the next start asks again
             await asyncio.sleep(wait)
             wait = min(2 * wait, MAX_WAIT_SECONDS)

@@ -38,6 +38,13 @@ class BatchStore:
             raise StoredObjectNotFoundError(f"there is no batch {batch_id[:80]!r}", param="batch_id")
         return self._counted(row[0])
 
+    def owner(self, batch_id: str) -> str:
+        """Whose batch it is; raises StoredObjectNotFoundError."""
+        row = self._database.one("SELECT owner FROM batches WHERE id = ?", batch_id)
+        if row is None:
+            raise StoredObjectNotFoundError(f"there is no batch {batch_id[:80]!r}", param="batch_id")
+        return str(row[0])
+
     def list(self, owner: str) -> list[BatchObject]:
         """An owner's batches, oldest first."""
         rows = self._database.all("SELECT object FROM batches WHERE owner = ? ORDER BY number", owner)

@@ -12,7 +12,6 @@ from quire.protocol.chat import ChatRequest, ChatResponse
 from quire.protocol.decode import RequestDecoder
 from quire.server.chat_reply import ChatReply, ChatReplyOptions
 from quire.server.chat_sample import SampleOptions
-from quire.server.generation import Generation, refuse_when_full
 from quire.server.incoming import checked_warnings, take_in
 from quire.server.openapi import json_operation
 from quire.server.prompts import chat_prompt
@@ -41,14 +40,14 @@ async def create_chat_completion(request: Request) -> Response:
         raise InvalidRequestError(
             f"tool_choice {use.choice} and response_format ask for two different answers; send one", param="tool_choice"
         )
-    refuse_when_full(engine)
+    incoming.call.enter_queue()
     chat = await chat_prompt(engine, body, tools=use.shown)
-    formats, prefill = incoming.state.formats.formats(engine, use), _prefill(body)
+    formats, prefill = incoming.call.state.formats.formats(engine, use), _prefill(body)
     if use.is_forced:
         params.structured_outputs = forced_calls(use, formats, engine.tokenizer, prompt=chat.text, prefill=prefill)
     if formats.are_special(engine.tokenizer):
         params.skip_special_tokens = False  # the marks must reach the parser, which leaves them out
-    generation = Generation(engine, prefix="chatcmpl")
+    generation = incoming.call.generation("chatcmpl")
     style = reply_style(use, formats, prompt=chat.text, prefill=prefill)
     reply = ChatReply(
         incoming.header(generation),
@@ -63,7 +62,7 @@ async def create_chat_completion(request: Request) -> Response:
         engine.tokenizer,
     )
     try:
-        await generation.submit([chat.prompt], params, incoming.options)
+        await generation.submit([chat.prompt], params, incoming.admitted([chat.prompt], params))
     except InvalidRequestError as error:
         error.param = "tools" if use.is_forced and is_ours(error.param) else _field_of(body, error.param)
         raise

@@ -15,7 +15,6 @@ from quire.base.sampling import SamplingParams
 from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.decode import RequestDecoder
 from quire.server.completion_reply import CompletionReply, CompletionReplyOptions
-from quire.server.generation import Generation, refuse_when_full
 from quire.server.incoming import checked_warnings, take_in
 from quire.server.openapi import json_operation
 from quire.server.prompts import Prompt, completion_prompts
@@ -52,9 +51,9 @@ async def create_completion(request: Request) -> Response:
     engine, body = incoming.engine, incoming.body
     _check(body)
     params = _params(body, engine.info.default_sampling)
-    refuse_when_full(engine)
+    incoming.call.enter_queue()
     prompts = await completion_prompts(engine, body)
-    generation = Generation(engine, prefix="cmpl")
+    generation = incoming.call.generation("cmpl")
     reply = CompletionReply(
         incoming.header(generation),
         _reply_options(body, params, checked_warnings(body, incoming.warnings)),
@@ -62,7 +61,7 @@ async def create_completion(request: Request) -> Response:
         echo_texts=await _echo_texts(engine, prompts, params) if body.echo else [],
     )
     try:
-        await generation.submit(prompts, params, incoming.options)
+        await generation.submit(prompts, params, incoming.admitted(prompts, params))
     except InvalidRequestError as error:
         error.param = field_of(body, error.param)
         raise

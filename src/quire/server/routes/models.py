@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from quire.protocol.common import ModelCard, ModelList
 from quire.server.openapi import json_operation
-from quire.server.state import state_of
+from quire.server.state import account_of, state_of
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
@@ -27,16 +27,19 @@ def add_routes(router: APIRouter) -> None:
 
 
 async def list_models(request: Request) -> Response:
-    """Every served name."""
-    engine = state_of(request).ready_engine()
-    return _json(ModelList([_card(engine, name) for name in engine.info.served_names]))
+    """Every served name the tenant may use."""
+    state = state_of(request)
+    engine = state.ready_engine()
+    names = state.models_of(engine, account_of(request).tenant)
+    return _json(ModelList([_card(engine, name) for name in names]))
 
 
 async def get_model(request: Request) -> Response:
     """One served name; ids may contain slashes."""
     state = state_of(request)
     engine = state.ready_engine()
-    return _json(_card(engine, state.find_model(engine, request.path_params["model_id"])))
+    name = state.find_model(engine, request.path_params["model_id"], account_of(request).tenant)
+    return _json(_card(engine, name))
 
 
 def _card(engine: AsyncEngine, name: str) -> ModelCard:

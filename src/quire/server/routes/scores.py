@@ -23,7 +23,6 @@ from quire.protocol.vectors import (
     ScoreResponse,
     VectorFields,
 )
-from quire.server.generation import refuse_when_full
 from quire.server.openapi import json_operation
 from quire.server.prompts import Prompt
 from quire.server.vectors import VectorCall, Vectors, json_response, take_in_vectors
@@ -81,7 +80,7 @@ async def _scores(call: VectorCall[VectorFields], pairs: Sequence[Pair], *, pref
     """The pairs' scores, and what was read for them."""
     engine = call.engine
     plan = plan_scoring(pairs, engine.info.pooling)
-    refuse_when_full(engine)
+    call.call.enter_queue()
     most = call.max_tokens or _UNCUT
     read = await asyncio.to_thread(plan.prompts, engine.tokenizer, max_tokens=most)
     prompts = [Prompt(prompt.token_ids, second_segment=prompt.second_segment) for prompt in read]

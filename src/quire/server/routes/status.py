@@ -19,7 +19,7 @@ from quire.server.openapi import json_operation
 from quire.server.state import state_of
 
 _PATH = re.compile(r"(?<![\w.~/])~?/[^\s,;:()'\"\]]+")
-_SECRET_FIELDS = frozenset({"api_key"})
+_SECRET_FIELDS = frozenset({"api_key", "admin_key"})
 
 
 def add_routes(router: APIRouter) -> None:
@@ -96,7 +96,12 @@ def without_paths(value: Any) -> Any:
 def _public(config: ServerConfig) -> dict[str, Any]:
     """The server's settings, secrets as their number."""
     fields = dataclasses.asdict(config)
-    return {name: len(value) if name in _SECRET_FIELDS else value for name, value in fields.items()}
+    return {name: _number_of(value) if name in _SECRET_FIELDS else value for name, value in fields.items()}
+
+
+def _number_of(secrets: tuple[str, ...] | str | None) -> int:
+    """How many secrets there are; of a single one not even the length."""
+    return len(secrets) if isinstance(secrets, tuple) else int(secrets is not None)
 
 
 def _status(code: int, status: str) -> Response:

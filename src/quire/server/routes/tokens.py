@@ -16,7 +16,7 @@ from quire.protocol.tokens import DetokenizeRequest, DetokenizeResponse, Tokeniz
 from quire.server.limits import read_json_body
 from quire.server.openapi import json_operation
 from quire.server.prompts import render
-from quire.server.state import state_of
+from quire.server.state import account_of, state_of
 
 TOKENIZE_PATH = "/tokenize"
 DETOKENIZE_PATH = "/detokenize"
@@ -37,7 +37,7 @@ async def tokenize(request: Request) -> Response:
     state = state_of(request)
     engine = state.ready_engine()
     body = _tokenize_decoder.decode(await read_json_body(request))
-    state.find_model(engine, body.model)
+    state.find_model(engine, body.model, account_of(request).tenant)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("send either prompt or messages", param="prompt")
     adds_special = body.add_special_tokens
@@ -55,7 +55,7 @@ async def detokenize(request: Request) -> Response:
     state = state_of(request)
     engine = state.ready_engine()
     body = _detokenize_decoder.decode(await read_json_body(request))
-    state.find_model(engine, body.model)
+    state.find_model(engine, body.model, account_of(request).tenant)
     check_token_ids("tokens", body.tokens, engine.info.vocab_rows)
     text = await asyncio.to_thread(engine.tokenizer.decode, body.tokens, skip_special_tokens=False)
     return _json(DetokenizeResponse(text))
