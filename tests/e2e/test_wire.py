@@ -204,7 +204,7 @@ def test_echoed_logprobs_begin_with_null(live_server):
             "invalid_grammar",
             "response_format",
         ),
-        ({"no_such_field": 1}, 400, "unknown_parameter", "no_such_field"),
+        ({"no_such_field": 1, "strict": True}, 400, "unknown_parameter", "no_such_field"),
     ],
 )
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "unstreamed"])

@@ -1,9 +1,13 @@
-"""Large blocks of host memory straight from the operating system."""
+"""Large blocks of host memory: straight from the operating system, and back to it."""
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from contextlib import suppress
+
+_LARGE_BLOCK = 1 << 20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def zeroed_memory(size: int) -> mmap.mmap:
@@ -25,3 +29,15 @@ def zeroed_memory(size: int) -> mmap.mmap:
         with suppress(OSError):  # from a kernel that is built without huge pages
             memory.madvise(mmap.MADV_NOHUGEPAGE)
     return memory
+
+
+def return_large_memory() -> None:
+    """Give large blocks back to the system as soon as they are freed, for a process that sees a large one now and then.
+
+    The C library would keep up to 64 MiB of each thread's heap after blocks of ten megabytes, such as requests' bodies.
+    Does nothing where the library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
+        mallopt(_M_TRIM_THRESHOLD, _LARGE_BLOCK)

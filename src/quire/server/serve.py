@@ -23,6 +23,7 @@ from fastapi import FastAPI
 
 from quire.base.config import ServerConfig
 from quire.base.errors import ConfigError
+from quire.base.host_memory import return_large_memory
 from quire.server.app import attach_engine, create_app
 from quire.server.auth import MAX_HEADER_BYTES
 from quire.server.state import ServerState
@@ -60,6 +61,7 @@ def serve(
     app = create_app(None, config)
     listener = bind(config)
     _raise_file_limit()
+    return_large_memory()
     state: ServerState = app.state.quire
     if not state.tenants.has_keys and not is_loopback(config.host):
         logger.warning(
