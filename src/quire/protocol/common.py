@@ -13,6 +13,8 @@ MAX_TOKEN_IDS = 1 << 20
 TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]
 ShortIds = Annotated[list[int], Meta(max_length=1 << 16)]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1024)]
+Seconds = Annotated[float, Meta(gt=0)]
+Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 
 class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -22,10 +24,13 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     include_obfuscation: bool | None = None
 
 
+SchemaName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+
+
 class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
     """A schema by name, as OpenAI has it. It is enforced whether or not `strict` says so."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+    name: SchemaName
     schema: Any = None
     description: str | None = None
     strict: bool | None = None
@@ -82,10 +87,10 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     allowed_token_ids: TokenIds | None = None
     bad_words: list[str] | None = None
     add_special_tokens: bool | None = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    priority: Priority | None = None
     cache_salt: NonEmpty | None = None
     return_token_ids: bool | None = None
-    timeout: Annotated[float, Meta(gt=0)] | None = None
+    timeout: Seconds | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     strict: bool | None = None

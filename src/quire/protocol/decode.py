@@ -91,6 +91,19 @@ class RequestDecoder(Generic[T]):
         return InvalidRequestError(message, param=names[0], code=code)
 
 
+def converted(value: dict[str, Any], wire_type: type[T], where: str) -> T:
+    """A part of a request whose type only its content tells; unknown keys that are null ask for nothing.
+
+    Raises:
+        InvalidRequestError: naming the field below `where`.
+    """
+    fields = {spec.encode_name for spec in msgspec.structs.fields(wire_type)}
+    try:
+        return msgspec.convert({key: v for key, v in value.items() if key in fields or v is not None}, wire_type)
+    except msgspec.ValidationError as error:
+        raise _invalid_field(error, where) from None
+
+
 def check_size(body: bytes) -> None:
     """Refuse bodies of so many values that building them would hold up the event loop; raises InvalidRequestError.
 
@@ -134,12 +147,12 @@ def _not_json(error: Exception) -> InvalidRequestError:
     return InvalidRequestError(f"the body is not valid JSON: {error}", code="invalid_json")
 
 
-def _invalid_field(error: msgspec.ValidationError) -> InvalidRequestError:
-    """A type or range error of msgspec in our words, with the path to the field as `param`."""
+def _invalid_field(error: msgspec.ValidationError, where: str | None = None) -> InvalidRequestError:
+    """A type or range error of msgspec in our words, with the path to the field, below `where`, as `param`."""
     text = str(error)
     unknown = _UNKNOWN.match(text)
     path = _PATH.search(text)
-    param = path.group(1) if path and path.group(1) else None
+    param = ".".join(step for step in (where, path and path.group(1)) if step) or None
     what = text[: path.start()] if path else text
     if unknown:
         param = f"{param}.{unknown.group(1)}" if param else unknown.group(1)

@@ -1,6 +1,6 @@
-"""Server-sent events as bytes: one `data:` line of JSON per event, comments for keep-alive, `[DONE]` at the end.
+"""Server-sent events as bytes: a `data:` line of JSON per event, a name where it has one, comments for keep-alive.
 
-This file knows the framing and nothing of what the events mean.
+This file knows the framing, `[DONE]` included, and nothing of what the events mean.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ _encoder = msgspec.json.Encoder()
 def event(payload: Any) -> bytes:
     """One event whose data is the payload as JSON (msgspec writes it on one line)."""
     return b"data: " + _encoder.encode(payload) + b"\n\n"
+
+
+def named_event(name: str, payload: Any) -> bytes:
+    """One event with a name, for clients that choose by it."""
+    return b"event: " + name.encode() + b"\ndata: " + _encoder.encode(payload) + b"\n\n"
 
 
 def raw_event(body: bytes) -> bytes:

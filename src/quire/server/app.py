@@ -25,7 +25,19 @@ from quire.server.batches.runner import BatchRunner
 from quire.server.errors import install_handlers
 from quire.server.metrics import ServerMetrics
 from quire.server.request_log import RequestLogMiddleware
-from quire.server.routes import admin, batches, chat, completions, embeddings, files, models, scores, status, tokens
+from quire.server.routes import (
+    admin,
+    batches,
+    chat,
+    completions,
+    embeddings,
+    files,
+    models,
+    responses,
+    scores,
+    status,
+    tokens,
+)
 from quire.server.state import ServerState
 from quire.server.tenants import Tenants
 from quire.server.tool_use import FormatSettings
@@ -33,7 +45,7 @@ from quire.server.tool_use import FormatSettings
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
-_GROUPS = (chat, completions, embeddings, scores, models, tokens, files, batches, status)
+_GROUPS = (chat, completions, responses, embeddings, scores, models, tokens, files, batches, status)
 _EXPOSED_HEADERS = [
     *("x-request-id", "x-quire-priority", "retry-after", "retry-after-ms", "x-should-retry"),
     *(f"x-ratelimit-{aspect}-{name}" for aspect in ("limit", "remaining", "reset") for name in ("requests", "tokens")),

@@ -13,6 +13,7 @@ from quire.protocol import sse
 from quire.protocol.chat import ChatChunk, ChatResponse, ChunkChoice, Delta
 from quire.protocol.common import PromptLogprobs, Usage
 from quire.server.chat_sample import ChatSample, SampleOptions
+from quire.server.errors import WireError
 from quire.server.logprobs import prompt_logprobs
 from quire.server.record import RequestRecord
 from quire.server.reply import ReplyHeader, TokenCount
@@ -66,6 +67,10 @@ class ChatReply:
         if not self._options.includes_usage:
             return sse.DONE
         return sse.event(self._chunk([], self._total())) + sse.DONE
+
+    def failure(self, error: WireError) -> bytes:
+        """One error event, and no end mark."""
+        return sse.raw_event(error.body)
 
     def collect(self, prompt_index: int, output: RequestOutput) -> None:
         """Keep what an output brings for the body."""

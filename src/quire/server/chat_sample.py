@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -67,6 +67,88 @@ class SampleOptions:
     style: ReplyStyle
 
 
+@dataclass(frozen=True, slots=True)
+class ReadEvent:
+    """What a part of a sample's text means, and the tokens that became visible with it."""
+
+    event: Event | None
+    """None: tokens that were asked for and have no text left to ride on."""
+    tokens: Piece
+
+
+class SampleReader:
+    """Reads a sample's deltas as events, whichever API they are told in; knows no wire type."""
+
+    def __init__(self, index: int, options: SampleOptions) -> None:
+        reports = options.top_logprobs is not None or options.returns_token_ids
+        style = options.style
+        self.sample = Sample(index, reports)
+        self.reasoning_tokens = 0
+        self.has_calls = False
+        self._style = style
+        self._parser = None if style.parser is None else style.parser()
+        self._waiting = Piece("")  # tokens whose text has not been shown
+        self._num_unclassified = 0  # tokens of which it is not known yet what they belong to
+
+    @property
+    def finish_reason(self) -> str:
+        """Why the sample ended, as clients of chat read it."""
+        reason = self.sample.finish_reason or "stop"
+        return self._style.finish_with_calls if reason == "stop" and self.has_calls else reason
+
+    def read(self, output: CompletionOutput) -> tuple[list[ReadEvent], bool]:
+        """What a delta brings, and whether the sample ended with it.
+
+        Raises:
+            StepError: the engine gave the sample up (REL-10).
+        """
+        was_open = self.sample.finish_reason is None
+        piece = self.sample.push(output)
+        ends = was_open and self.sample.finish_reason is not None
+        if piece is None and not (ends and self._parser is not None):
+            return [], ends
+        self._num_unclassified += len(output.token_ids)
+        return self._with_tokens(piece or Piece(""), ends=ends), ends
+
+    def new_call_id(self) -> str:
+        """An id for a call, of a form that the model's template takes back."""
+        if self._style.has_short_ids:
+            return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
+        return f"call_{secrets.token_hex(12)}"
+
+    def _with_tokens(self, piece: Piece, *, ends: bool) -> list[ReadEvent]:
+        """The events of a piece, the waiting tokens with the first that shows something."""
+        events: list[Event | None] = list(self._events(piece.text, ends=ends))
+        self._waiting.token_ids += piece.token_ids
+        self._waiting.logprobs += piece.logprobs
+        shows = any(not isinstance(event, CallEnded) for event in events)
+        if not shows and ends and self._waiting.token_ids:
+            events.append(None)
+        found = []
+        for event in events:
+            shown = Piece("")
+            if not isinstance(event, CallEnded):
+                shown, self._waiting = self._waiting, shown
+            found.append(ReadEvent(event, shown))
+        return found
+
+    def _events(self, text: str, *, ends: bool) -> list[Event]:
+        """What the text means, neighbouring pieces of one kind as one."""
+        if self._parser is None:
+            return [ContentText(text)] if text else []
+        events = self._parser.push(text) if text else []
+        if ends:
+            events += self._parser.finish()
+        if events:
+            if isinstance(events[0], ReasoningText):
+                self.reasoning_tokens += self._num_unclassified
+            self._num_unclassified = 0
+        if self._style.takes_one_call:
+            events = [event for event in events if getattr(event, "index", 0) == 0]
+        self.has_calls = self.has_calls or any(isinstance(event, CallBegun) for event in events)
+        return _merged(events)
+
+
 @dataclass(slots=True)
 class _Call:
     """A call as far as it has come."""
@@ -80,40 +162,40 @@ class ChatSample:
     """Turns a sample's deltas into chunks, and remembers the whole."""
 
     def __init__(self, index: int, options: SampleOptions, tokenizer: Tokenizer) -> None:
-        reports = options.top_logprobs is not None or options.returns_token_ids
-        style = options.style
         self.index = index
-        self.sample = Sample(index, reports)
-        self.reasoning_tokens = 0
+        self._reader = SampleReader(index, options)
         self._options = options
         self._tokenizer = tokenizer
-        self._parser = None if style.parser is None else style.parser()
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[_Call] = []
-        self._waiting = Piece("")  # tokens whose text has not been shown
-        self._reported = Piece("")  # all tokens that were
-        self._num_unclassified = 0  # tokens of which it is not known yet what they belong to
+        self._reported = Piece("")  # all tokens that were shown
+
+    @property
+    def sample(self) -> Sample:
+        """The sample's own counts and end."""
+        return self._reader.sample
+
+    @property
+    def reasoning_tokens(self) -> int:
+        """Tokens of reasoning so far."""
+        return self._reader.reasoning_tokens
 
     def push(self, output: CompletionOutput) -> list[ChunkChoice]:
         """The chunks that a delta brings, the finish chunk of its own behind the others."""
-        was_open = self.sample.finish_reason is None
-        piece = self.sample.push(output)
-        ends = was_open and self.sample.finish_reason is not None
-        chunks: list[ChunkChoice] = []
-        if piece is not None or (ends and self._parser is not None):
-            self._num_unclassified += len(output.token_ids)
-            chunks = self._chunks(piece or Piece(""), ends=ends)
+        found, ends = self._reader.read(output)
+        chunks = [
+            ChunkChoice(self.index, delta, self._logprobs(read.tokens), token_ids=self._token_ids(read.tokens))
+            for read in found
+            if (delta := self._delta(read.event)) is not None
+        ]
+        for read in found:
+            self._reported.token_ids += read.tokens.token_ids
+            self._reported.logprobs += read.tokens.logprobs
         if ends:
-            reason, stop_reason = self.finish_reason, self.sample.stop_reason
+            reason, stop_reason = self._reader.finish_reason, self.sample.stop_reason
             chunks.append(ChunkChoice(self.index, Delta(), finish_reason=reason, stop_reason=stop_reason))
         return chunks
-
-    @property
-    def finish_reason(self) -> str:
-        """Why the sample ended, as clients of chat read it."""
-        reason = self.sample.finish_reason or "stop"
-        return self._options.style.finish_with_calls if reason == "stop" and self._calls else reason
 
     def choice(self) -> ChatChoice:
         """The whole sample."""
@@ -122,58 +204,30 @@ class ChatSample:
             self.index,
             self._message(),
             self._logprobs(reported),
-            self.finish_reason,
+            self._reader.finish_reason,
             self.sample.stop_reason,
             self._token_ids(reported),
         )
 
-    def _chunks(self, piece: Piece, *, ends: bool) -> list[ChunkChoice]:
-        events = self._events(piece.text, ends=ends)
-        self._waiting.token_ids += piece.token_ids
-        self._waiting.logprobs += piece.logprobs
-        deltas = list(self._deltas(events))
-        if not deltas and ends and self._waiting.token_ids:
-            deltas = [Delta(content="")]  # tokens that were asked for and have no text left to ride on
-        chunks = []
-        for delta in deltas:
-            shown, self._waiting = self._waiting, Piece("")
-            self._reported.token_ids += shown.token_ids
-            self._reported.logprobs += shown.logprobs
-            chunks.append(ChunkChoice(self.index, delta, self._logprobs(shown), token_ids=self._token_ids(shown)))
-        return chunks
-
-    def _events(self, text: str, *, ends: bool) -> list[Event]:
-        """What the text means, neighbouring pieces of one kind as one."""
-        if self._parser is None:
-            return [ContentText(text)] if text else []
-        events = self._parser.push(text) if text else []
-        if ends:
-            events += self._parser.finish()
-        if events:
-            if isinstance(events[0], ReasoningText):
-                self.reasoning_tokens += self._num_unclassified
-            self._num_unclassified = 0
-        if self._options.style.takes_one_call:
-            events = [event for event in events if getattr(event, "index", 0) == 0]
-        return _merged(events)
-
-    def _deltas(self, events: list[Event]) -> Iterator[Delta]:
-        for event in events:
-            match event:
-                case ContentText(text):
-                    self._content.append(text)
-                    yield Delta(content=text)
-                case ReasoningText(text):
-                    self._reasoning.append(text)
-                    yield Delta(reasoning_content=text, reasoning=text)
-                case CallBegun(index, name):
-                    self._calls.append(_Call(self._new_id(), name))
-                    yield self._call_delta(index, FunctionDelta(name, ""), self._calls[-1].id)
-                case ArgumentsText(index, text):
-                    self._calls[index].arguments.append(text)
-                    yield self._call_delta(index, FunctionDelta(arguments=text))
-                case CallEnded():
-                    pass
+    def _delta(self, event: Event | None) -> Delta | None:
+        """What an event adds to the message; None for what only other APIs show."""
+        match event:
+            case None:
+                return Delta(content="")
+            case ContentText(text):
+                self._content.append(text)
+                return Delta(content=text)
+            case ReasoningText(text):
+                self._reasoning.append(text)
+                return Delta(reasoning_content=text, reasoning=text)
+            case CallBegun(index, name):
+                self._calls.append(_Call(self._reader.new_call_id(), name))
+                return self._call_delta(index, FunctionDelta(name, ""), self._calls[-1].id)
+            case ArgumentsText(index, text):
+                self._calls[index].arguments.append(text)
+                return self._call_delta(index, FunctionDelta(arguments=text))
+            case CallEnded():
+                return None
 
     def _call_delta(self, index: int, function: FunctionDelta, call_id: str | UnsetType = UNSET) -> Delta:
         if self._options.style.is_legacy:
@@ -199,11 +253,6 @@ class ChatSample:
 
     def _token_ids(self, piece: Piece) -> list[int] | UnsetType:
         return piece.token_ids if self._options.returns_token_ids else UNSET
-
-    def _new_id(self) -> str:
-        if self._options.style.has_short_ids:
-            return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
-        return f"call_{secrets.token_hex(12)}"
 
 
 def _merged(events: list[Event]) -> list[Event]:

@@ -13,6 +13,7 @@ from quire.base.outputs import RequestOutput
 from quire.protocol import sse
 from quire.protocol.common import PromptLogprobs, Usage
 from quire.protocol.completions import CompletionChoice, CompletionLogprobs, CompletionResponse
+from quire.server.errors import WireError
 from quire.server.logprobs import CompletionLogprobBuilder, Entry, prompt_logprobs
 from quire.server.record import RequestRecord
 from quire.server.reply import ReplyHeader, TokenCount
@@ -101,6 +102,10 @@ class CompletionReply:
         if not self._options.includes_usage:
             return sse.DONE
         return sse.event(self._object([], self._total())) + sse.DONE
+
+    def failure(self, error: WireError) -> bytes:
+        """One error event, and no end mark."""
+        return sse.raw_event(error.body)
 
     def collect(self, prompt_index: int, output: RequestOutput) -> None:
         """Keep an output's parts for the body."""

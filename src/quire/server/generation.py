@@ -36,7 +36,8 @@ class Generation:
 
     def __init__(self, engine: AsyncEngine, *, prefix: str, ticket: Ticket) -> None:
         self.engine = engine
-        self.id = f"{prefix}-{uuid.uuid4().hex}"
+        separator = "" if prefix.endswith("_") else "-"
+        self.id = f"{prefix}{separator}{uuid.uuid4().hex}"
         """The response's id; the engine's ids derive from it. No client chooses either (SEC-25)."""
         self._ticket = ticket
         self._streams: list[OutputStream] = []

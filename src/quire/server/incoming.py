@@ -1,4 +1,4 @@
-"""What both generation endpoints do around their own work: take a request in, and answer it whole or as a stream.
+"""What every generation endpoint does around its own work: take a request in, and answer it whole or as a stream.
 
 Knows the fields they share; what a body means otherwise is the routes' business.
 """
@@ -18,6 +18,7 @@ from quire.base.sampling import SamplingParams
 from quire.engine.info import check_generates
 from quire.protocol.common import SamplingFields
 from quire.protocol.decode import RequestDecoder
+from quire.protocol.responses import ResponsesRequest
 from quire.server.call import Call, arrive
 from quire.server.generation import Generation, GenerationOptions
 from quire.server.limits import read_json_body
@@ -28,7 +29,8 @@ from quire.server.stream import EventStream, Reply, send_whole
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
-T = TypeVar("T", bound=SamplingFields)
+T = TypeVar("T", bound=SamplingFields | ResponsesRequest)
+U = TypeVar("U", bound=SamplingFields | ResponsesRequest)
 
 MAX_BIAS = 100
 """What `logit_bias` is clamped to, as OpenAI does."""
@@ -59,6 +61,10 @@ class Incoming(Generic[T]):
         most = [room if params.max_tokens is None else min(params.max_tokens, room) for room in rooms]
         return self.call.admitted(self.body, lengths, output_tokens=params.n * sum(most))
 
+    def told_as(self, body: U, notes: tuple[str, ...] = ()) -> Incoming[U]:
+        """The same request in another API's words, with notes on what that took."""
+        return Incoming(call=self.call, body=body, warnings=self.warnings + notes)
+
     def header(self, generation: Generation) -> ReplyHeader:
         """What every object of its reply repeats."""
         created, fingerprint = int(time.time()), self.call.state.fingerprint
@@ -86,13 +92,13 @@ async def take_in(request: Request, decoder: RequestDecoder[T]) -> Incoming[T]:
     return Incoming(call=call, body=body, warnings=notes + _clamped(body))
 
 
-def checked_warnings(body: SamplingFields, notes: tuple[str, ...]) -> tuple[str, ...]:
+def checked_warnings(body: SamplingFields | ResponsesRequest, notes: tuple[str, ...]) -> tuple[str, ...]:
     """The notes for the answer; raises InvalidRequestError for a `strict` request that would have some."""
     if notes and body.strict:
         raise InvalidRequestError(f"{notes[0]} (strict is set, so it is not left at a warning)", param="strict")
     return notes
 
 
-def _clamped(body: SamplingFields) -> tuple[str, ...]:
+def _clamped(body: SamplingFields | ResponsesRequest) -> tuple[str, ...]:
     beyond = [key[:32] for key, value in (body.logit_bias or {}).items() if abs(value) > MAX_BIAS]
     return (f"logit_bias: {', '.join(beyond[:8])} lay beyond {MAX_BIAS} and was clamped",) if beyond else ()

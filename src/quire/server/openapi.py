@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ from quire.protocol.chat import ChatChunk, ChatRequest, ChatResponse
 from quire.protocol.common import ModelCard, ModelList
 from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.errors import ErrorBody
+from quire.protocol.response_events import RESPONSE_EVENTS, ResponseEvent
+from quire.protocol.responses import ResponseDeleted, ResponseObject, ResponsesRequest
 from quire.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 from quire.protocol.vectors import (
     ClassifyRequest,
@@ -55,6 +58,10 @@ _WIRE_TYPES = (
     ScoreResponse,
     RerankRequest,
     RerankResponse,
+    ResponsesRequest,
+    ResponseObject,
+    ResponseDeleted,
+    *RESPONSE_EVENTS,
     ErrorBody,
 )
 
@@ -68,6 +75,12 @@ def json_operation(request: type[msgspec.Struct] | None, answer: type[msgspec.St
     if answer is not None:
         responses[200] = {"description": "Success", "content": _content(answer)}
     return {"response_class": Response, "response_model": None, "responses": responses, "openapi_extra": extra}
+
+
+def event_stream(operation: dict[str, Any], events: Sequence[type[ResponseEvent]]) -> None:
+    """Add to an operation's successful answer that it may be a stream of these events."""
+    schema = {"oneOf": [{"$ref": _REF.format(name=event.__name__)} for event in events]}
+    operation["responses"][200]["content"]["text/event-stream"] = {"schema": schema}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from quire.base.tenancy import Account, Tenant
 from quire.server.admission import Admission
 from quire.server.errors import NotReadyError
 from quire.server.metrics import ServerMetrics
+from quire.server.response_store import ResponseStore
 from quire.server.tenants import Tenants
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class ServerState:
     """How replies are told apart into content, reasoning and calls."""
     batches: BatchRunner | None = None
     """Files and batches, where a folder for them was given."""
+    responses: ResponseStore = field(default_factory=ResponseStore)
+    """Responses that later ones may continue."""
     is_draining: bool = False
     num_streams: int = 0
     keep_alive_seconds: float = KEEP_ALIVE_SECONDS

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from quire.base.outputs import RequestOutput
 from quire.protocol import sse
-from quire.server.errors import to_wire
+from quire.server.errors import WireError, to_wire
 from quire.server.generation import Generation
 from quire.server.record import RequestRecord, record_of
 from quire.server.state import ServerState
@@ -43,6 +43,9 @@ class Reply(Protocol):
 
     def closing(self) -> bytes:
         """What ends a stream well."""
+
+    def failure(self, error: WireError) -> bytes:
+        """What ends a stream that has opened and cannot go on."""
 
     def collect(self, prompt_index: int, output: RequestOutput) -> None:
         """Add one output to the body."""
@@ -103,7 +106,7 @@ class EventStream(Response):
                 raise
             wire = to_wire(error)
             record.error_code = wire.code
-            await writer.end(sse.raw_event(wire.body))
+            await writer.end(self._reply.failure(wire))
         finally:
             await self._generation.close()
 

@@ -44,3 +44,24 @@ CHAT_HINTS: dict[str, str] = COMMON_HINTS | {
     "prompt_cache_options": "cached prefixes live until their pages are needed",
 }
 """For chat."""
+
+_KEPT = "keep the conversation with previous_response_id, or send it in input"
+
+RESPONSES_HINTS: dict[str, str] = COMMON_HINTS | {
+    "messages": "send them as input, or to /v1/chat/completions",
+    "prompt": "stored prompts are not kept here; send input and instructions",
+    "max_tokens": "use max_output_tokens",
+    "max_completion_tokens": "use max_output_tokens",
+    "response_format": "use text.format",
+    "structured_outputs": "use text.format, or /v1/chat/completions",
+    "logprobs": 'use include: ["message.output_text.logprobs"]',
+    "n": "one response has one answer; /v1/chat/completions takes n",
+    "conversation": _KEPT,
+    "context_management": _KEPT,
+    "background_options": "responses come while the connection is open",
+    "max_tool_calls": "it counts tools that the server runs, and here there are none",
+    "chat_template": _TEMPLATE,
+    "prompt_cache_retention": "cached prefixes live until their pages are needed",
+    "prompt_cache_options": "cached prefixes live until their pages are needed",
+}
+"""For responses."""

@@ -5,7 +5,8 @@ import pytest
 from quire.base.errors import InvalidRequestError
 from quire.protocol.chat import ChatRequest
 from quire.protocol.completions import CompletionRequest
-from quire.protocol.decode import MAX_DEPTH, RequestDecoder
+from quire.protocol.decode import MAX_DEPTH, RequestDecoder, converted
+from quire.protocol.responses import CallItem
 
 CHAT = b'{"messages":[{"role":"user","content":"hi"}]%s}'
 decoder = RequestDecoder(ChatRequest, hints={"guided_json": "not yet"})
@@ -88,3 +89,15 @@ def test_a_prompt_of_no_known_form_is_refused(prompt: bytes) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         RequestDecoder(CompletionRequest).decode(b'{"prompt":' + prompt + b"}")
     assert str(caught.value.param).startswith("prompt")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"name": 1}, "items[2].name"), ({"call_id": None}, "items[2].call_id"), ({"odd": 1}, "items[2].odd")],
+)
+def test_a_part_whose_type_its_content_tells_names_its_place_in_the_body(fields, param) -> None:
+    whole = {"type": "function_call", "call_id": "c", "name": "n", "arguments": "{}", "namespace": None}
+    assert converted(whole, CallItem, "items[2]").name == "n"
+    with pytest.raises(InvalidRequestError) as caught:
+        converted(whole | fields, CallItem, "items[2]")
+    assert caught.value.param == param and param in str(caught.value)
