@@ -289,7 +289,7 @@ async def test_nonces_return_to_their_own_requests_while_neighbours_abort(engine
 
 
 async def test_a_text_beyond_any_prompt_is_refused_without_being_tokenized(engine, monkeypatch):
-    """SEC-22: tokenizing ten megabytes takes seconds and hundreds of megabytes; that they are too many is known before."""
+    """SEC-22: tokenizing ten megabytes takes seconds and hundreds of megabytes, for an answer that is known before."""
     longest = engine.info.max_model_len
     await engine.check_length("x" * 16 * longest)
     await engine.check_length("x " * longest)
