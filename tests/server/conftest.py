@@ -174,9 +174,6 @@ class FakeEngine:
         text = "".join(f"<{m['role']}>{m['content']}\n" for m in messages)
         return text + "<assistant>" * bool(kwargs.get("add_generation_prompt")), []
 
-    async def check_length(self, text: str) -> None:
-        pass
-
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from quire.base import errors
 from quire.base.config import EngineConfig
-from quire.base.errors import ContextLengthError, EngineDeadError, OverloadedError, QuireError
+from quire.base.errors import EngineDeadError, OverloadedError, QuireError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import RequestOutput
 from quire.base.pooling import PoolingParams
@@ -31,10 +31,6 @@ from quire.text.messages import to_template_messages
 from quire.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-_ORDINARY_CHARACTERS = 16
-"""Characters per token that may be an ordinary prompt's: fewer need no further look."""
-_LENGTH_MARGIN = 4
-"""Times the longest token: normalizing may shorten a text before it is cut into tokens."""
 _INLINE_CHARACTERS = 4096
 """Shorter texts are tokenized on the loop: that takes less time than handing them to a thread."""
 
@@ -119,23 +115,6 @@ class AsyncEngine:
         if len(text) <= _INLINE_CHARACTERS:
             return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
-
-    async def check_length(self, text: str) -> None:
-        """Refuse a prompt that is far too long without tokenizing it, which takes seconds and hundreds of megabytes.
-
-        Raises:
-            ContextLengthError: even of the longest tokens it would take several times the model's length.
-        """
-        longest = self.info.max_model_len
-        if len(text) <= longest * _ORDINARY_CHARACTERS or self.tokenizer.byte_plan is None:
-            return
-        most = _LENGTH_MARGIN * longest * await asyncio.to_thread(lambda: self.tokenizer.longest_token)
-        if len(text) > most:
-            raise ContextLengthError(
-                f"the prompt has {len(text)} characters; this model's maximum context length is {longest} tokens, for "
-                f"which {most} characters are too many whatever they are",
-                param="prompt",
-            )
 
     async def render_chat(self, messages: list[dict[str, Any]], **kwargs: Any) -> tuple[str, list[str]]:
         """The prompt of a conversation under the model's chat template, and notes on what was substituted.

@@ -67,8 +67,6 @@ class RenderedChat:
 async def chat_prompt(engine: AsyncEngine, request: ChatRequest, *, tools: list[dict[str, Any]] | None) -> RenderedChat:
     """A conversation as token ids; raises InvalidRequestError, TemplateError for models without a template (S53)."""
     text, notes = await render(engine, request, tools=tools)
-    if request.truncate_prompt_tokens is None:
-        await engine.check_length(text)
     token_ids = await engine.tokenize(text, add_special_tokens=bool(request.add_special_tokens))
     kept = truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len)
     if len(kept) < len(token_ids):
@@ -82,8 +80,6 @@ async def completion_prompts(engine: AsyncEngine, request: CompletionRequest) ->
     prompts = []
     for prompt in split_prompts(request.prompt):
         if isinstance(prompt, str):
-            if request.truncate_prompt_tokens is None:
-                await engine.check_length(prompt)
             token_ids = await engine.tokenize(prompt, add_special_tokens=adds_special)
         else:
             token_ids = prompt

@@ -89,8 +89,6 @@ class VectorCall(Generic[BodyT]):
             if not isinstance(item, str):
                 ids = item if most is None else item[:most]
             elif most is None or not special:
-                if most is None:
-                    await self.engine.check_length(item)
                 ids = (await self.engine.tokenize(item, add_special_tokens=special))[:most]
             else:
                 ids = await asyncio.to_thread(self.engine.tokenizer.encode_cut, item, max_tokens=most)

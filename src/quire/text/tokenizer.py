@@ -6,7 +6,6 @@ business of `text/detokenizer.py`; which model uses the tokenizer is nobody's bu
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -114,11 +113,6 @@ class Tokenizer:
     def token_text(self, token_id: int) -> str:
         """A token as readable text; bytes that are no whole character show as U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
-
-    @functools.cached_property
-    def longest_token(self) -> int:
-        """Bytes of the longest token."""
-        return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
 
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves the token out."""
