@@ -250,6 +250,7 @@ int64_t greedy(const Op& op, const Context& c) {
   return each_row(c, c.tokens * op.rows, [&](int64_t row) {
     const float* x = input(op, 0) + row * op.n[1];
     float best = -std::numeric_limits<float>::infinity();
+    const V16 lowest = splat(std::numeric_limits<float>::lowest());
     bool has_nan = false;
     int64_t at = 0, size = op.n[0], start = 0;
     for (; start < size; start += 256) {
@@ -259,7 +260,8 @@ int64_t greedy(const Op& op, const Context& c) {
       for (; i + kLanes <= stop; i += kLanes) {
         V16 v = load(x + i);
         largest = max(v, largest);
-        sum = sum + (v - v);  // NaN where v is NaN or infinite
+        V16 w = max(lowest, v);  // masked tokens are minus infinity and nothing odd; NaN stays, as the second of two
+        sum = sum + (w - w);  // NaN where w is NaN or infinite
       }
       float found = max_of(largest);
       bool odd = !(sum_of(sum) == 0.0f);
