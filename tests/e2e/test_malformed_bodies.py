@@ -23,7 +23,7 @@ ROUTES: dict[str, dict[str, Any]] = {
         "temperature": 0.5,
         "stop": ["a"],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
-        "response_format": {"type": "text"},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}},
         "logprobs": True,
         "top_logprobs": 1,
         "stream_options": None,
@@ -31,12 +31,14 @@ ROUTES: dict[str, dict[str, Any]] = {
     },
     "/v1/completions": {"model": "quire-demo", "prompt": ["a", "b"], "max_tokens": 1, "n": 1, "logprobs": 1},
     "/v1/embeddings": {"model": "quire-demo", "input": ["a", "b"], "dimensions": 8},
+    "/pooling": {"model": "quire-demo", "input": [1, 2]},
+    "/classify": {"model": "quire-demo", "input": "a"},
     "/tokenize": {"model": "quire-demo", "prompt": "text"},
     "/detokenize": {"model": "quire-demo", "tokens": [1, 2, 3]},
     "/v1/rerank": {"model": "quire-demo", "query": "a", "documents": ["b", "c"]},
     "/v1/score": {"model": "quire-demo", "text_1": "a", "text_2": ["b"]},
     "/v1/batches": {"input_file_id": "file-x", "endpoint": "/v1/completions", "completion_window": "24h"},
-    "/v1/files": {"purpose": "batch"},
+    "/v1/files": {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"},
 }
 JUNK: list[Any] = [
     *(None, True, -1, 0, 1.5, 2**31, 2**63, -(2**70), 10**300, "", "x", "\x00", "x" * 5000, "💥", "../../etc/passwd"),
@@ -83,11 +85,33 @@ def _body(valid: dict[str, Any], draw: random.Random) -> bytes:
     return draw.choice(RAW)
 
 
+def _form(fields: dict[str, str], draw: random.Random) -> bytes:
+    """A multipart form with a file, damaged."""
+    names = [*fields, "file"]
+    fields = (
+        fields | {draw.choice(names): draw.choice(["", "²", "9" * 5000, "x\x00", "💥"])}
+        if draw.random() < 0.5
+        else fields
+    )
+    parts = [f'--x\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{text}\r\n' for name, text in fields.items()]
+    if draw.random() < 0.5:
+        parts.append('--x\r\nContent-Disposition: form-data; name="file"; filename="../a\\b"\r\n\r\nhello\r\n')
+    damaged = bytearray(("".join(parts) + "--x--\r\n").encode())
+    for _ in range(draw.randrange(6)):
+        damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+    return bytes(damaged[: draw.randrange(len(damaged))]) if draw.random() < 0.2 else bytes(damaged)
+
+
 def _large(draw: random.Random) -> bytes:
     """Ten megabytes of one thing."""
     size = 10 * 2**20
     filler = draw.choice(['"%s"' % ("x" * size), "[" + "1," * (size // 2) + "1]", "[" * size, '{"a":' * (size // 5)])
     return f'{{"model": "quire-demo", "prompt": {filler}}}'.encode()
+
+
+def _damaged(path: str, draw: random.Random) -> bytes:
+    valid = ROUTES[path]
+    return _form(valid, draw) if path == "/v1/files" else _body(valid, draw)
 
 
 def _check(path: str, body: bytes, answer: httpx.Response) -> None:
@@ -108,16 +132,17 @@ async def _send(url: str, bodies: list[tuple[str, bytes]]) -> None:
 
     async def work(client: httpx.AsyncClient) -> None:
         for path, body in queue:
-            _check(path, body, await client.post(path, content=body, headers={"content-type": "application/json"}))
+            media_type = "multipart/form-data; boundary=x" if path == "/v1/files" else "application/json"
+            _check(path, body, await client.post(path, content=body, headers={"content-type": media_type}))
 
     async with httpx.AsyncClient(base_url=url, timeout=60) as client:
         await asyncio.gather(*(work(client) for _ in range(WORKERS)))
 
 
 def _resident(pids: list[int]) -> int:
-    """Proportional bytes of these processes."""
+    """Anonymous bytes of these processes; what they share with others grows and shrinks with those."""
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
-    return sum(1024 * int(text.split("Pss:")[1].split()[0]) for text in rollups)
+    return sum(1024 * int(text.split("Anonymous:")[1].split()[0]) for text in rollups)
 
 
 def test_malformed_bodies_are_refused_in_one_shape_and_leave_nothing_behind(start_server, tmp_path):
@@ -125,8 +150,8 @@ def test_malformed_bodies_are_refused_in_one_shape_and_leave_nothing_behind(star
     server = start_server("--files-dir", str(tmp_path), "--max-model-len", "512", "--kv-cache-memory-bytes", "8MiB")
     draw = random.Random(11)
     paths = list(ROUTES)
-    bodies = [(path, _body(ROUTES[path], draw)) for path in (draw.choice(paths) for _ in range(NUM_BODIES))]
-    pids = [server.process.pid, *server.children()]
+    bodies = [(path, _damaged(path, draw)) for path in (draw.choice(paths) for _ in range(NUM_BODIES))]
+    pids = [server.process.pid, server.engine_pid()]
     asyncio.run(_send(server.url, bodies[:WARM_UP] + [("/v1/completions", _large(draw)) for _ in range(4)]))
     before = _resident(pids)
     asyncio.run(_send(server.url, bodies[WARM_UP:] + [("/v1/completions", _large(draw)) for _ in range(4)]))

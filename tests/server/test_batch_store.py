@@ -149,3 +149,16 @@ def test_a_change_that_fails_midway_leaves_nothing(opened):
         opened.batches.add_result(batch.id, 1, {}, is_failure=False)
         raise ZeroDivisionError
     assert opened.batches.answered_lines(batch.id) == set()
+
+
+def test_an_expired_file_that_an_open_batch_reads_outlives_a_restart(tmp_path):
+    """Without its input the batch could never end, and all batches behind it would wait for it."""
+    opened = Opened(tmp_path / "store")
+    read, unread = opened.file(expires_after=3600), opened.file(expires_after=3600)
+    opened.batch(read.id)
+    opened.database.close()
+    opened = Opened(tmp_path / "store")
+    opened.now += 7200
+    FileStore(opened.database)
+    assert opened.files.content(read.id).exists() and not opened.files.content(unread.id).exists()
+    opened.database.close()

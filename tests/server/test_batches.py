@@ -269,3 +269,26 @@ def test_a_folder_that_is_in_use_keeps_the_server_from_starting(engine, tmp_path
     with pytest.raises(ConfigError, match="in use"):
         create_app(engine, ServerConfig(files_dir=str(tmp_path)))
     app.state.quire.batches.database.close()
+
+
+@pytest.mark.parametrize("limit", ["²", "000001" + "0" * 5000, "0000019999999", "-1", "", "1.5"])
+async def test_a_limit_that_is_no_plain_number_in_range_is_refused(served, limit):
+    for path in ("/v1/files", "/v1/batches"):
+        answer = await served.http.get(path, params={"limit": limit})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "limit")
+
+
+@pytest.mark.parametrize("seconds", ["²", "9" * 5000, "-3600", "3600.0"])
+async def test_a_lifetime_that_is_no_plain_number_is_refused(served, seconds):
+    fields = {"expires_after[anchor]": "created_at", "expires_after[seconds]": seconds}
+    answer = await served.upload("x", **fields)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "expires_after")
+
+
+async def test_an_upload_that_cannot_be_kept_leaves_nothing_on_the_disk(served, monkeypatch, tmp_path):
+    def full(*arguments, **fields):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(served.runner.files, "add", full)
+    assert (await served.upload("x")).status_code == 500
+    assert not list((tmp_path / "files").iterdir())

@@ -9,6 +9,7 @@ import pytest
 from quire.base.config import ServerConfig
 from quire.base.errors import ConfigError
 from quire.server.app import create_app
+from quire.server.prompts import MAX_CHARACTERS_PER_TOKEN
 
 BODY = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -158,6 +159,33 @@ async def test_the_description_lists_routes_and_bodies(http) -> None:
         assert reference in names
     request = schema["components"]["schemas"]["ChatRequest"]
     assert "messages" in request["required"] and "top_k" in request["properties"]
+
+
+async def test_the_description_names_parameters_statuses_and_content_types(http) -> None:
+    paths = (await http.get("/openapi.json")).json()["paths"]
+    assert [entry["name"] for entry in paths["/v1/files/{file_id}/content"]["get"]["parameters"]] == ["file_id"]
+    assert {entry["name"] for entry in paths["/v1/batches"]["get"]["parameters"]} == {"limit", "after", "order"}
+    for operation in [operation for path in paths.values() for operation in path.values()]:
+        assert "default" not in operation["responses"] and operation["responses"]["200"]["content"]
+    chat = paths["/v1/chat/completions"]["post"]["responses"]
+    assert set(chat["200"]["content"]) == {"application/json", "text/event-stream"} and {"413", "429"} <= set(chat)
+    assert "413" not in paths["/v1/models"]["get"]["responses"]
+
+
+async def test_texts_far_beyond_the_models_length_are_refused_before_they_are_tokenized(engine, http, monkeypatch):
+    """Ten megabytes of text took ten seconds and 400 MB to learn that they are too long."""
+
+    async def tokenize(*arguments, **options):
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(engine, "tokenize", tokenize)
+    text = "x" * (engine.info.max_model_len * MAX_CHARACTERS_PER_TOKEN + 1)
+    for path, body in (
+        ("/v1/completions", {"prompt": text}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": text}]}),
+    ):
+        answer = await http.post(path, json=body)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
 
 
 async def test_routes_can_be_disabled(engine, make_http) -> None:

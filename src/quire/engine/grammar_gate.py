@@ -51,9 +51,10 @@ class GrammarGate:
         A grammar that was compiled once before fails here for lack of memory or by a bug; then the request ends, for it
         must not run without.
         """
-        held = self._held.pop(request_id, None)
-        if held is None:
+        held = self._held.get(request_id)
+        if held is None or not held[1].done():  # aborted; perhaps one of the same id came after it and has its own turn
             return []
+        del self._held[request_id]
         request, future = held
         error = future.exception()
         if error is None:

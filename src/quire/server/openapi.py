@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -30,6 +32,10 @@ from quire.protocol.vectors import (
     ScoreResponse,
 )
 
+_ERRORS = (400, 401, 403, 404, 431, 500, 503)
+_BODY_ERRORS = (408, 413, 415, 429)
+_UNTYPED: dict[str, dict[str, Any]] = {"application/json": {"type": "object"}, "text/plain": {"type": "string"}}
+_PATH_NAME = re.compile(r"{(\w+)}")
 _REF = "#/components/schemas/{name}"
 _WIRE_TYPES = (
     ChatRequest,
@@ -66,15 +72,40 @@ _WIRE_TYPES = (
 )
 
 
-def json_operation(request: type[msgspec.Struct] | None, answer: type[msgspec.Struct] | None) -> dict[str, Any]:
-    """Arguments of `add_api_route` that describe a route with these bodies; parsing them is the route's own work."""
+def json_operation(
+    request: type[msgspec.Struct] | None,
+    answer: type[msgspec.Struct] | None,
+    *,
+    media_type: str = "application/json",
+    streams: bool = False,
+    query: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Arguments of `add_api_route` that describe a route with these bodies; parsing them is the route's own work.
+
+    An answer of no wire type is an object, or what `media_type` says. A route that `streams` answers with server-sent
+    events instead where the body asks for them. `query` has the schemas of its query parameters by name.
+    """
     extra: dict[str, Any] = {}
     if request is not None:
         extra["requestBody"] = {"required": True, "content": _content(request)}
-    responses: dict[int | str, dict[str, Any]] = {"default": {"description": "Error", "content": _content(ErrorBody)}}
-    if answer is not None:
-        responses[200] = {"description": "Success", "content": _content(answer)}
-    return {"response_class": Response, "response_model": None, "responses": responses, "openapi_extra": extra}
+    if query:
+        extra["parameters"] = [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
+    content = _content(answer) if answer is not None else {media_type: {"schema": _UNTYPED.get(media_type, {})}}
+    if streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    responses: dict[int | str, dict[str, Any]] = {200: {"description": "Success", "content": content}}
+    return {
+        "response_class": Response,
+        "response_model": None,
+        "responses": responses | error_responses(has_body=request is not None),
+        "openapi_extra": extra,
+    }
+
+
+def error_responses(*, has_body: bool) -> dict[int | str, dict[str, Any]]:
+    """The errors a route may answer with, all in the one shape; some come only where a body is read."""
+    statuses = sorted(_ERRORS + _BODY_ERRORS * has_body)
+    return {status: {"description": HTTPStatus(status).phrase, "content": _content(ErrorBody)} for status in statuses}
 
 
 def event_stream(operation: dict[str, Any], events: Sequence[type[ResponseEvent]]) -> None:
@@ -87,10 +118,17 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """The whole description, made once and kept on the app."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path, operations in schema["paths"].items():
+            for operation in operations.values():
+                operation.setdefault("parameters", []).extend(map(_path_parameter, _PATH_NAME.findall(path)))
         _, components = msgspec.json.schema_components(_WIRE_TYPES, ref_template=_REF)
         schema.setdefault("components", {}).setdefault("schemas", {}).update(components)
         app.openapi_schema = schema
     return app.openapi_schema
+
+
+def _path_parameter(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
 
 
 def _content(kind: type[msgspec.Struct]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from quire.base.errors import InvalidRequestError, TemplateError
+from quire.base.errors import ContextLengthError, InvalidRequestError, TemplateError
 from quire.protocol.chat import ROLES, ChatMessage, ChatRequest
 from quire.protocol.completions import MAX_PROMPTS, CompletionRequest
 from quire.protocol.tokens import TokenizeRequest
@@ -41,6 +41,9 @@ RESERVED_KWARGS = frozenset(
 )
 """Template arguments that have a field of their own or would change what rendering does (SEC-21)."""
 
+MAX_CHARACTERS_PER_TOKEN = 128
+"""Beyond any text: the longest tokens of today's vocabularies are runs of so many spaces, and words have about four."""
+
 _TEXT_PARTS = ("text", "refusal")
 
 
@@ -67,6 +70,8 @@ class RenderedChat:
 async def chat_prompt(engine: AsyncEngine, request: ChatRequest, *, tools: list[dict[str, Any]] | None) -> RenderedChat:
     """A conversation as token ids; raises InvalidRequestError, TemplateError for models without a template (S53)."""
     text, notes = await render(engine, request, tools=tools)
+    if request.truncate_prompt_tokens is None:
+        check_text_fits(text, engine.info.max_model_len, param="messages")
     token_ids = await engine.tokenize(text, add_special_tokens=bool(request.add_special_tokens))
     kept = truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len)
     if len(kept) < len(token_ids):
@@ -80,6 +85,8 @@ async def completion_prompts(engine: AsyncEngine, request: CompletionRequest) ->
     prompts = []
     for prompt in split_prompts(request.prompt):
         if isinstance(prompt, str):
+            if request.truncate_prompt_tokens is None:
+                check_text_fits(prompt, engine.info.max_model_len, param="prompt")
             token_ids = await engine.tokenize(prompt, add_special_tokens=adds_special)
         else:
             token_ids = prompt
@@ -105,6 +112,21 @@ def split_prompts(prompt: str | Sequence[str | int | list[int]], *, name: str = 
     if len(prompt) > MAX_PROMPTS:
         raise InvalidRequestError(f"{name} takes at most {MAX_PROMPTS} prompts, found {len(prompt)}", param=name)
     return [item for item in prompt if not isinstance(item, int)]
+
+
+def check_text_fits(text: str, longest: int, *, param: str | None = None) -> None:
+    """Refuse a text that is far longer than a model of `longest` tokens takes, before its tokens are counted.
+
+    Tokenizing ten megabytes takes ten seconds and several hundred megabytes (SEC-22). Raises ContextLengthError.
+    """
+    most = longest * MAX_CHARACTERS_PER_TOKEN
+    if len(text) > most:
+        raise ContextLengthError(
+            f"the text has {len(text)} characters, more than the {most} that are read for this model's maximum context "
+            f"length of {longest} tokens ({MAX_CHARACTERS_PER_TOKEN} for each). Shorten it, or let "
+            f"truncate_prompt_tokens do it",
+            param=param,
+        )
 
 
 def truncated(token_ids: list[int], keep: int | None, longest: int) -> list[int]:

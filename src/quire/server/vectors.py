@@ -24,7 +24,7 @@ from quire.protocol.vectors import Inputs, VectorFields, VectorUsage
 from quire.server.call import Call, arrive
 from quire.server.generation import Generation
 from quire.server.limits import read_json_body
-from quire.server.prompts import Prompt, split_prompts
+from quire.server.prompts import Prompt, check_text_fits, split_prompts
 from quire.server.record import record_of
 from quire.server.stream import until_disconnect
 
@@ -89,6 +89,8 @@ class VectorCall(Generic[BodyT]):
             if not isinstance(item, str):
                 ids = item if most is None else item[:most]
             elif most is None or not special:
+                if most is None:
+                    check_text_fits(item, self.engine.info.max_model_len, param="input")
                 ids = (await self.engine.tokenize(item, add_special_tokens=special))[:most]
             else:
                 ids = await asyncio.to_thread(self.engine.tokenizer.encode_cut, item, max_tokens=most)

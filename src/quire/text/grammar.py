@@ -31,6 +31,8 @@ JSON allows any amount, and a model that gets lost in white space writes nothing
 _OPTIONS = "x-guidance"
 _VALUES = frozenset({"const", "default", "enum", "examples"})
 """Keywords that hold values and not schemas."""
+_NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
+"""Keywords that hold schemas by names of the author's choice."""
 
 
 def grammar_of(params: StructuredOutputsParams) -> str:
@@ -77,7 +79,15 @@ def without_defaults(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     kept = {name: value for name, value in schema.items() if not (name == "uniqueItems" and value is False)}
-    return {name: value if name in _VALUES else without_defaults(value) for name, value in kept.items()}
+    return {name: _part_without_defaults(name, value) for name, value in kept.items()}
+
+
+def _part_without_defaults(keyword: str, value: Any) -> Any:
+    if keyword in _VALUES:
+        return value
+    if keyword in _NAMED and isinstance(value, dict):  # its keys are names, of a property `uniqueItems` too
+        return {name: without_defaults(schema) for name, schema in value.items()}
+    return without_defaults(value)
 
 
 def check_depth(schema: Any, where: str) -> None:

@@ -57,7 +57,7 @@ class GrammarChecker:
         It fails with InvalidRequestError when the grammar cannot, and the message says why.
 
         Raises:
-            OverloadedError: too many others wait to be tried.
+            OverloadedError: too many others wait to be tried; from the future, where the process cannot be started.
         """
         with self._lock:
             verdict = self._verdicts.get(grammar)
@@ -68,7 +68,9 @@ class GrammarChecker:
                 raise OverloadedError(f"{MAX_PENDING} new grammars are being compiled; try again later", retry_after=5)
             self._num_pending += 1
             self._threads = self._threads or ThreadPoolExecutor(MAX_PROCESSES, thread_name_prefix="quire-check")
-            return self._threads.submit(self._check, grammar)
+            future = self._threads.submit(self._check, grammar)
+        future.add_done_callback(self._note_done)  # also where it was cancelled before its turn
+        return future
 
     def close(self) -> None:
         """End the processes; what is still being tried fails."""
@@ -81,12 +83,11 @@ class GrammarChecker:
             process.kill()
 
     def _check(self, grammar: str) -> None:
-        try:
-            verdict = self._try(grammar)
-        finally:
-            with self._lock:
-                self._num_pending -= 1
-        _raise(verdict)
+        _raise(self._try(grammar))
+
+    def _note_done(self, _: Future[None]) -> None:
+        with self._lock:
+            self._num_pending -= 1
 
     def _try(self, grammar: str) -> str:
         process: _Process | None = getattr(self._own, "process", None)
@@ -94,6 +95,13 @@ class GrammarChecker:
             process = self._own.process = _Process(self._arguments)
             with self._lock:
                 self._processes.append(process)
+        try:
+            process.ensure_started()
+        except _LostError:  # says nothing of the grammar, so it is no verdict
+            process.kill()
+            raise OverloadedError(
+                "the process that compiles grammars did not start; try again", retry_after=5
+            ) from None
         try:
             verdict = process.check(grammar)
         except _LostError as error:
@@ -139,9 +147,18 @@ class _Process:
         self._command = [sys.executable, "-P", "-m", "quire.text.grammar_process", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
 
+    def ensure_started(self) -> None:
+        """Start it unless it runs, again where it ended between two grammars; raises _LostError."""
+        if self._process is not None and self._process.poll() is not None:
+            self.kill()
+        if self._process is None:
+            self._start()
+
     def check(self, grammar: str) -> str:
         """What is wrong with the grammar, empty when nothing is; raises _LostError without an answer."""
-        process = self._process or self._start()
+        process = self._process
+        if process is None:
+            raise _LostError("the server is stopping")
         body = grammar.encode("utf-8", "surrogatepass")
         assert process.stdin is not None
         try:
@@ -163,11 +180,10 @@ class _Process:
                 with contextlib.suppress(OSError):  # what could not be written to a process that ended
                     pipe.close()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
         process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._process = process
         self._answer(process, START_SECONDS)
-        return process
 
     def _answer(self, process: subprocess.Popen[bytes], seconds: float) -> str:
         end = time.monotonic() + seconds

@@ -41,6 +41,15 @@ def compile_grammar(vocabulary: LLTokenizer, grammar: str) -> LLMatcher:
     return matcher
 
 
+def check_first_token(matcher: LLMatcher) -> None:
+    """Raise InvalidRequestError where a matcher lets no output begin, as that of a rule that only holds itself."""
+    matcher.compute_bitmask()
+    if matcher.is_error():
+        raise InvalidRequestError(
+            f"the grammar allows no output: {first_line(matcher.get_error())}", code="invalid_grammar"
+        )
+
+
 def first_line(message: str) -> str:
     """An error of the library on one line of bounded length."""
     return " ".join(message.split())[:500]

@@ -14,7 +14,7 @@ import sys
 from typing import BinaryIO
 
 from quire.base.errors import QuireError
-from quire.text.grammar_matcher import compile_grammar
+from quire.text.grammar_matcher import check_first_token, compile_grammar
 from quire.text.grammar_vocabulary import build_vocabulary
 from quire.text.tokenizer import Tokenizer
 
@@ -43,7 +43,7 @@ def main() -> int:
             continue
         signal.setitimer(signal.ITIMER_REAL, CHECK_SECONDS + 1)  # the signal ends the process, wherever it is
         try:
-            compile_grammar(vocabulary, grammar)
+            check_first_token(compile_grammar(vocabulary, grammar))
             answer = ""
         except QuireError as error:
             answer = str(error)

@@ -134,6 +134,12 @@ def test_keywords_that_say_nothing_are_left_out_and_values_are_not_touched():
     }
 
 
+def test_properties_may_be_named_like_keywords():
+    schema = {"properties": {"uniqueItems": False, "default": {"uniqueItems": False}}, "$defs": {"uniqueItems": False}}
+    expected = {"properties": {"uniqueItems": False, "default": {}}, "$defs": {"uniqueItems": False}}
+    assert grammars.without_defaults(schema) == expected
+
+
 def test_a_schema_cannot_be_made_lenient_by_what_it_holds():
     """SEC-17: keywords that cannot be enforced end in an error of the compiler, wherever they stand."""
     inner = {"type": "array", "items": {"x-guidance": {"lenient": True}, "not": {}}}

@@ -70,10 +70,52 @@ def test_a_grammar_that_takes_too_long_is_refused_and_the_next_one_is_not(checke
 def test_a_grammar_that_ends_its_process_is_refused_and_the_next_one_is_not(checker):
     checker.check('start: "a"')
     (pid,) = pids(checker)
-    os.kill(pid, 9)
+    os.kill(pid, 19)  # SIGSTOP: it is at work when it ends
+    threading.Timer(0.3, os.kill, (pid, 9)).start()
     with pytest.raises(InvalidRequestError, match="cannot be compiled"):
         checker.check('start: "b"')
     checker.check('start: "c"')
+
+
+def test_a_process_that_ended_between_two_grammars_is_held_against_neither(checker):
+    checker.check('start: "a"')
+    (pid,) = pids(checker)
+    os.kill(pid, 9)
+    checker._processes[0]._process.wait()
+    checker.check('start: "b"')
+    assert pids(checker) != [pid]
+
+
+def test_a_process_that_cannot_start_is_overload_and_no_verdict(checker, monkeypatch):
+    monkeypatch.setattr(grammar_checker, "START_SECONDS", 0.0)
+    with pytest.raises(OverloadedError, match="did not start"):
+        checker.check('start: "a"')
+    monkeypatch.undo()
+    checker.check('start: "a"')
+
+
+def test_grammars_nobody_waits_for_any_more_do_not_count_as_pending(checker):
+    """A client that leaves cancels what has not begun: the places of 64 of them must not be lost for good."""
+    checker.check('start: "a"')
+    (pid,) = pids(checker)
+    os.kill(pid, 19)  # SIGSTOP: the threads are busy, so what follows waits
+    busy = [checker.submit(f'start: "busy{index}"') for index in range(grammar_checker.MAX_PROCESSES)]
+    gone = [checker.submit(f'start: "gone{index}"') for index in range(8)]
+    cancelled = [future.cancel() for future in gone]
+    assert any(cancelled)
+    os.kill(pid, 18)  # SIGCONT
+    for future in [*busy, *(future for future in gone if not future.cancelled())]:
+        future.result()
+    deadline = time.monotonic() + 5
+    while checker._num_pending and time.monotonic() < deadline:
+        time.sleep(0.01)  # a future's callbacks run behind those who wait for it
+    assert checker._num_pending == 0
+
+
+@pytest.mark.parametrize("grammar", ["start: start", '{"grammars": [{"json_schema": {"$ref": "#"}}]}'])
+def test_a_grammar_under_which_no_output_can_begin_is_refused_as_the_clients_mistake(checker, grammar):
+    with pytest.raises(InvalidRequestError, match="allows no output"):
+        checker.check(grammar)
 
 
 @pytest.mark.parametrize(

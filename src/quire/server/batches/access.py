@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -13,6 +13,12 @@ from quire.server.errors import HostRefusedError
 from quire.server.state import account_of, state_of
 
 DEFAULT_PAGE, MAX_PAGE = 100, 10_000
+LIST_QUERY: dict[str, dict[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+    "after": {"type": "string"},
+    "order": {"enum": ["asc", "desc"], "default": "desc"},
+}
+"""What a list takes in its query, as JSON schemas; `page_of` reads it."""
 
 
 class _Stored(Protocol):
@@ -54,7 +60,8 @@ def page_of(request: Request, items: Sequence[T]) -> tuple[list[T], bool]:
     order, after, text = query.get("order", "desc"), query.get("after"), query.get("limit", str(DEFAULT_PAGE))
     if order not in ("asc", "desc"):
         raise InvalidRequestError(f"order is {order[:16]!r}; allowed: asc, desc", param="order")
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= MAX_PAGE:
+    limit = whole_number(text)
+    if limit is None or not 1 <= limit <= MAX_PAGE:
         raise InvalidRequestError(f"limit must be from 1 to {MAX_PAGE}, found {text[:16]!r}", param="limit")
     ordered = list(items) if order == "asc" else list(reversed(items))
     if after is not None:
@@ -62,4 +69,9 @@ def page_of(request: Request, items: Sequence[T]) -> tuple[list[T], bool]:
         if not places:
             raise InvalidRequestError(f"after names no item of this list: {after[:80]!r}", param="after")
         ordered = ordered[places[0] + 1 :]
-    return ordered[: int(text)], len(ordered) > int(text)
+    return ordered[:limit], len(ordered) > limit
+
+
+def whole_number(text: str) -> int | None:
+    """A number of at most nine plain digits; None for other text, which `int` may refuse in ways of its own."""
+    return int(text) if len(text) <= 9 and text.isascii() and text.isdigit() else None

@@ -79,9 +79,12 @@ class FileStore:
         return row[6] is not None and row[6] <= self._database.now()
 
     def _drop_orphans(self) -> None:
-        """Delete files that are over, and contents that an upload or a kill left behind."""
+        """Delete files that are over, unless an open batch reads them, and contents that a kill left behind."""
+        marks = ", ".join("?" * len(OPEN_STATES))
+        read = f"SELECT input_file_id FROM batches WHERE status IN ({marks})"
+        statement = f"DELETE FROM files WHERE expires_at <= ? AND id NOT IN ({read})"
         with self._database.transaction():
-            self._database.write("DELETE FROM files WHERE expires_at <= ?", self._database.now())
+            self._database.write(statement, self._database.now(), *OPEN_STATES)
         known = {row[0] for row in self._database.all("SELECT id FROM files")}
         for path in self._contents.iterdir():
             if path.name not in known:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from quire.base.errors import InvalidRequestError, OverloadedError
 from quire.protocol.batches import BATCH_ENDPOINTS, MAX_METADATA, BatchList, BatchObject, CreateBatch
 from quire.protocol.decode import RequestDecoder
-from quire.server.batches.access import batches_of, owner_of, page_of
+from quire.server.batches.access import LIST_QUERY, batches_of, owner_of, page_of
 from quire.server.batches.store import new_batch_id
 from quire.server.limits import read_json_body
 from quire.server.openapi import json_operation
@@ -30,7 +30,7 @@ _decoder = RequestDecoder(CreateBatch, hints={"output_expires_after": "outputs s
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
     router.add_api_route(PATH, create_batch, methods=["POST"], **json_operation(CreateBatch, BatchObject))
-    router.add_api_route(PATH, list_batches, methods=["GET"], **json_operation(None, BatchList))
+    router.add_api_route(PATH, list_batches, methods=["GET"], **json_operation(None, BatchList, query=LIST_QUERY))
     router.add_api_route(ONE_PATH, get_batch, methods=["GET"], **json_operation(None, BatchObject))
     router.add_api_route(CANCEL_PATH, cancel_batch, methods=["POST"], **json_operation(None, BatchObject))
 

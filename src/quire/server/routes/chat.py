@@ -22,7 +22,8 @@ _decoder = RequestDecoder(ChatRequest, hints=CHAT_HINTS)
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoint."""
-    router.add_api_route(PATH, create_chat_completion, methods=["POST"], **json_operation(ChatRequest, ChatResponse))
+    operation = json_operation(ChatRequest, ChatResponse, streams=True)
+    router.add_api_route(PATH, create_chat_completion, methods=["POST"], **operation)
 
 
 async def create_chat_completion(request: Request) -> Response:

@@ -41,7 +41,7 @@ _decoder = RequestDecoder(CompletionRequest, hints=COMPLETION_HINTS)
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoint."""
-    operation = json_operation(CompletionRequest, CompletionResponse)
+    operation = json_operation(CompletionRequest, CompletionResponse, streams=True)
     router.add_api_route(PATH, create_completion, methods=["POST"], **operation)
 
 

@@ -16,9 +16,9 @@ from starlette.responses import FileResponse, Response
 
 from quire.base.errors import InvalidRequestError
 from quire.protocol.batches import FileDeleted, FileList, FileObject
-from quire.server.batches.access import batches_of, owner_of, page_of, refuse_foreign_origin
+from quire.server.batches.access import LIST_QUERY, batches_of, owner_of, page_of, refuse_foreign_origin, whole_number
 from quire.server.errors import BodyTooLargeError, MediaTypeError
-from quire.server.openapi import json_operation
+from quire.server.openapi import error_responses, json_operation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,10 +37,12 @@ _CHUNK = 2**20
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
     router.add_api_route(PATH, create_file, methods=["POST"], **_upload_operation())
-    router.add_api_route(PATH, list_files, methods=["GET"], **json_operation(None, FileList))
+    listing = json_operation(None, FileList, query=LIST_QUERY | {"purpose": {"type": "string"}})
+    router.add_api_route(PATH, list_files, methods=["GET"], **listing)
     router.add_api_route(ONE_PATH, get_file, methods=["GET"], **json_operation(None, FileObject))
     router.add_api_route(ONE_PATH, delete_file, methods=["DELETE"], **json_operation(None, FileDeleted))
-    router.add_api_route(CONTENT_PATH, get_content, methods=["GET"], **json_operation(None, None))
+    content = json_operation(None, None, media_type="application/octet-stream")
+    router.add_api_route(CONTENT_PATH, get_content, methods=["GET"], **content)
 
 
 async def create_file(request: Request) -> Response:
@@ -53,16 +55,19 @@ async def create_file(request: Request) -> Response:
         if await asyncio.to_thread(runner.files.stored_bytes) + (upload.size or 0) > MAX_STORED_BYTES:
             raise BodyTooLargeError(f"files already take {MAX_STORED_BYTES} bytes; delete some first")
         content = runner.files.new_content()
-        await asyncio.to_thread(_copy, upload, content)
-        stored = await asyncio.to_thread(
-            lambda: runner.files.add(
-                content,
-                owner=owner_of(request),
-                filename=(upload.filename or "upload")[:255],
-                purpose=purpose,
-                expires_after=expires_after,
+        try:
+            await asyncio.to_thread(_copy, upload, content)
+            stored = await asyncio.to_thread(
+                lambda: runner.files.add(
+                    content,
+                    owner=owner_of(request),
+                    filename=(upload.filename or "upload")[:255],
+                    purpose=purpose,
+                    expires_after=expires_after,
+                )
             )
-        )
+        finally:
+            content.unlink(missing_ok=True)  # moved to its place by now, or what a full disk left of it
     finally:
         await form.close()
     return _json(stored)
@@ -141,13 +146,14 @@ def _fields(form: FormData) -> tuple[UploadFile, str, int | None]:
     anchor, seconds = form.get("expires_after[anchor]"), form.get("expires_after[seconds]")
     if anchor is None and seconds is None:
         return upload, purpose, None
-    if anchor != "created_at" or not isinstance(seconds, str) or not seconds.isdigit():
+    lifetime = whole_number(seconds) if isinstance(seconds, str) else None
+    if anchor != "created_at" or lifetime is None:
         raise InvalidRequestError("expires_after has the anchor created_at and whole seconds", param="expires_after")
-    if not MIN_EXPIRY_SECONDS <= int(seconds) <= MAX_EXPIRY_SECONDS:
+    if not MIN_EXPIRY_SECONDS <= lifetime <= MAX_EXPIRY_SECONDS:
         raise InvalidRequestError(
             f"expires_after[seconds] must be from {MIN_EXPIRY_SECONDS} to {MAX_EXPIRY_SECONDS}", param="expires_after"
         )
-    return upload, purpose, int(seconds)
+    return upload, purpose, lifetime
 
 
 def _copy(upload: UploadFile, path: Path) -> None:
@@ -158,13 +164,14 @@ def _copy(upload: UploadFile, path: Path) -> None:
 
 def _upload_operation() -> dict[str, Any]:
     operation = json_operation(None, FileObject)
+    responses = operation["responses"] | error_responses(has_body=True)
     schema = {
         "type": "object",
         "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": list(PURPOSES)}},
         "required": ["file", "purpose"],
     }
     body = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
-    return operation | {"openapi_extra": {"requestBody": body}}
+    return operation | {"responses": responses, "openapi_extra": {"requestBody": body}}
 
 
 def _json(payload: msgspec.Struct) -> Response:

@@ -24,7 +24,7 @@ from quire.protocol.vectors import (
     VectorFields,
 )
 from quire.server.openapi import json_operation
-from quire.server.prompts import Prompt
+from quire.server.prompts import Prompt, check_text_fits
 from quire.server.vectors import VectorCall, Vectors, json_response, take_in_vectors
 
 SCORE_PATHS = ("/score", "/v1/score")
@@ -80,6 +80,9 @@ async def _scores(call: VectorCall[VectorFields], pairs: Sequence[Pair], *, pref
     """The pairs' scores, and what was read for them."""
     engine = call.engine
     plan = plan_scoring(pairs, engine.info.pooling)
+    if call.max_tokens is None:
+        for text in {text for pair in pairs for text in pair}:
+            check_text_fits(text, engine.info.max_model_len)
     call.call.enter_queue()
     most = call.max_tokens or _UNCUT
     read = await asyncio.to_thread(plan.prompts, engine.tokenizer, max_tokens=most)

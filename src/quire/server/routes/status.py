@@ -24,17 +24,17 @@ _SECRET_FIELDS = frozenset({"api_key", "admin_key"})
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
-    for path, endpoint in (
-        ("/health", health),
-        ("/ready", ready),
-        ("/metrics", metrics),
-        ("/version", version),
-        ("/server_info", server_info),
+    for path, endpoint, media_type in (
+        ("/health", health, "application/json"),
+        ("/ready", ready, "application/json"),
+        ("/metrics", metrics, "text/plain"),
+        ("/version", version, "application/json"),
+        ("/server_info", server_info, "application/json"),
     ):
         # Both methods in one route would be described under one operation id, so the described one is a route of its
         # own, behind the one that answers.
         router.add_api_route(path, endpoint, methods=["GET", "HEAD"], include_in_schema=False)
-        router.add_api_route(path, endpoint, methods=["GET"], **json_operation(None, None))
+        router.add_api_route(path, endpoint, methods=["GET"], **json_operation(None, None, media_type=media_type))
 
 
 async def health(request: Request) -> Response:
