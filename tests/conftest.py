@@ -1,5 +1,6 @@
 """What several test folders share: where the built-in models are, and a cache directory of their own."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -30,3 +31,13 @@ def _weights_kept_apart(tmp_path_factory):
         del os.environ["XDG_CACHE_HOME"]
     else:
         os.environ["XDG_CACHE_HOME"] = before
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """A command that runs within a test sets up the log; the next test's must reach pytest again."""
+    log = logging.getLogger("quire")
+    before = log.level, log.propagate, list(log.handlers)
+    yield
+    log.level, log.propagate, log.handlers = before
+    log.setLevel(log.level)  # also clears what loggers below remember of it
