@@ -149,7 +149,7 @@ class FakeEngine:
             ledger=("weights  1.0 MB from /srv/models/quire-demo",),
         )
         self.tokenizer = FakeTokenizer()
-        self.traits = SimpleNamespace(tool_format="hermes", reasoning_format="none")
+        self.traits = SimpleNamespace(tool_format="hermes", reasoning_format="none", thinking_switch=None)
         self.chat_template: Any = SimpleNamespace(name="fake", traits=lambda tools: self.traits)
         self.stats = EngineStats(step=7, num_pages=100, num_used_pages=25, generation_tokens=42)
         self.requests = _FakeRequests(self)

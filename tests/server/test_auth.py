@@ -45,7 +45,8 @@ async def test_every_route_without_a_key_is_401(engine, make_http) -> None:
             continue
         assert response.status_code == 401, (method, path)
         if method != "HEAD":
-            assert response.json()["error"]["code"] == "invalid_api_key"
+            key, value = ("type", "authentication_error") if "/v1/messages" in path else ("code", "invalid_api_key")
+            assert response.json()["error"][key] == value
         assert response.headers["www-authenticate"] == "Bearer"
 
 

@@ -1,6 +1,12 @@
-"""The one shape of an error on the wire. Which exception becomes which status is decided in `server/errors.py`."""
+"""The shapes of an error on the wire: OpenAI's, and Anthropic's for its own routes.
+
+Which exception becomes which status is decided in `server/errors.py`, which route has which shape in
+`server/error_shapes.py`.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import msgspec
 
@@ -26,15 +32,39 @@ class ErrorBody(msgspec.Struct):
     error: ErrorDetail
 
 
+class AnthropicErrorDetail(msgspec.Struct):
+    """What went wrong, in Anthropic's classes of error."""
+
+    type: str
+    message: str
+
+
+class AnthropicErrorBody(msgspec.Struct, tag_field="type", tag="error"):
+    """The body of every failed response of Anthropic's routes, and of the event that ends a failed stream."""
+
+    error: AnthropicErrorDetail
+    request_id: str
+
+
 _encoder = msgspec.json.Encoder()
 
 
 def encode_error(message: str, *, type: str, param: str | None = None, code: str | None = None) -> bytes:
     """An error as JSON of at most MAX_ERROR_BYTES; a longer message is cut, a lone surrogate replaced."""
     param = _clean(param, _MAX_PARAM_CHARS) if param is not None else None
+    return _bounded(message, lambda text: ErrorBody(ErrorDetail(text, type, param, code)))
+
+
+def encode_anthropic_error(message: str, *, type: str, request_id: str) -> bytes:
+    """The same in Anthropic's shape."""
+    return _bounded(message, lambda text: AnthropicErrorBody(AnthropicErrorDetail(type, text), request_id))
+
+
+def _bounded(message: str, make: Callable[[str], msgspec.Struct]) -> bytes:
+    """What `make` makes of the message, with as much of it as fits."""
     limit = _MAX_MESSAGE_CHARS
     while True:
-        body = _encoder.encode(ErrorBody(ErrorDetail(_clean(message, limit), type, param, code)))
+        body = _encoder.encode(make(_clean(message, limit)))
         if len(body) <= MAX_ERROR_BYTES or limit < 2:
             return body
         limit //= 2

@@ -27,6 +27,7 @@ def named_event(name: str, payload: Any) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + _encoder.encode(payload) + b"\n\n"
 
 
-def raw_event(body: bytes) -> bytes:
+def raw_event(body: bytes, *, name: str | None = None) -> bytes:
     """One event around JSON that is already encoded and holds no line break."""
-    return b"data: " + body + b"\n\n"
+    line = b"" if name is None else b"event: " + name.encode() + b"\n"
+    return line + b"data: " + body + b"\n\n"

@@ -32,6 +32,7 @@ from quire.server.routes import (
     completions,
     embeddings,
     files,
+    messages,
     models,
     responses,
     scores,
@@ -45,7 +46,7 @@ from quire.server.tool_use import FormatSettings
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
-_GROUPS = (chat, completions, responses, embeddings, scores, models, tokens, files, batches, status)
+_GROUPS = (chat, completions, responses, messages, embeddings, scores, models, tokens, files, batches, status)
 _EXPOSED_HEADERS = [
     *("x-request-id", "x-quire-priority", "retry-after", "retry-after-ms", "x-should-retry"),
     *(f"x-ratelimit-{aspect}-{name}" for aspect in ("limit", "remaining", "reset") for name in ("requests", "tokens")),

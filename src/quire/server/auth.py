@@ -58,7 +58,7 @@ class GuardMiddleware:
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
-                wire = to_wire(refusal)
+                wire = to_wire(refusal, scope)
                 record_of(scope).error_code = wire.code
                 await wire.response()(scope, receive, send)
                 return

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -33,7 +34,7 @@ from quire.base.errors import (
     RateLimitError,
     StepError,
 )
-from quire.protocol.errors import encode_error
+from quire.server.error_shapes import encode_for
 from quire.server.record import record_of
 
 logger = logging.getLogger(__name__)
@@ -128,19 +129,21 @@ class WireError:
         return Response(self.body, self.status, headers=dict(self.headers), media_type="application/json")
 
 
-def to_wire(error: Exception) -> WireError:
-    """An exception as it looks on the wire; a bug is logged with its traceback and shown without."""
+def to_wire(error: Exception, scope: MutableMapping[str, Any] | None = None) -> WireError:
+    """An exception as it looks on the wire, in the shape that the route of `scope` has for it; a bug is logged with its
+    traceback and shown without."""
     if isinstance(error, HTTPException):
-        return _routing_error(error)
+        return _routing_error(error, scope)
     rule = next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
     if rule is None:
         logger.error("unhandled error", exc_info=error)
-        body = encode_error("internal error; the server's log has the details", type=_BUG.type, code=_BUG.code)
+        text = "internal error; the server's log has the details"
+        body = encode_for(scope, text, status=_BUG.status, type=_BUG.type, code=_BUG.code)
         return WireError(_BUG.status, "internal_error", body, _BUG.headers)
     param = getattr(error, "param", None)
     code = getattr(error, "code", None) or rule.code
     headers = {**rule.headers, **_retry_headers(getattr(error, "retry_after", None)), **_hopeless(error)}
-    body = encode_error(str(error), type=rule.type, param=param, code=code)
+    body = encode_for(scope, str(error), status=rule.status, type=rule.type, param=param, code=code)
     return WireError(rule.status, code or rule.type, body, headers)
 
 
@@ -151,16 +154,17 @@ def install_handlers(app: FastAPI) -> None:
 
 
 async def _handle(request: Request, error: Exception) -> Response:
-    wire = to_wire(error)
+    wire = to_wire(error, request.scope)
     record_of(request.scope).error_code = wire.code
     return wire.response()
 
 
-def _routing_error(error: HTTPException) -> WireError:
+def _routing_error(error: HTTPException, scope: MutableMapping[str, Any] | None) -> WireError:
     """What the router raises: no such route, or not with this method."""
     code = _ROUTING.get(error.status_code, "http_error")
     message = {404: "no such route", 405: "this route does not take that method"}.get(error.status_code, error.detail)
-    return WireError(error.status_code, code, encode_error(message, type=INVALID, code=code), error.headers or {})
+    body = encode_for(scope, message, status=error.status_code, type=INVALID, code=code)
+    return WireError(error.status_code, code, body, error.headers or {})
 
 
 def _hopeless(error: Exception) -> Mapping[str, str]:

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from quire.base.errors import InvalidRequestError
 from quire.base.sampling import SamplingParams
 from quire.engine.info import check_generates
+from quire.protocol.anthropic import MessagesRequest
 from quire.protocol.common import SamplingFields
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.responses import ResponsesRequest
@@ -29,8 +30,8 @@ from quire.server.stream import EventStream, Reply, send_whole
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
-T = TypeVar("T", bound=SamplingFields | ResponsesRequest)
-U = TypeVar("U", bound=SamplingFields | ResponsesRequest)
+T = TypeVar("T", bound=SamplingFields | ResponsesRequest | MessagesRequest)
+U = TypeVar("U", bound=SamplingFields | ResponsesRequest | MessagesRequest)
 
 MAX_BIAS = 100
 """What `logit_bias` is clamped to, as OpenAI does."""
@@ -92,13 +93,15 @@ async def take_in(request: Request, decoder: RequestDecoder[T]) -> Incoming[T]:
     return Incoming(call=call, body=body, warnings=notes + _clamped(body))
 
 
-def checked_warnings(body: SamplingFields | ResponsesRequest, notes: tuple[str, ...]) -> tuple[str, ...]:
+def checked_warnings(
+    body: SamplingFields | ResponsesRequest | MessagesRequest, notes: tuple[str, ...]
+) -> tuple[str, ...]:
     """The notes for the answer; raises InvalidRequestError for a `strict` request that would have some."""
     if notes and body.strict:
         raise InvalidRequestError(f"{notes[0]} (strict is set, so it is not left at a warning)", param="strict")
     return notes
 
 
-def _clamped(body: SamplingFields | ResponsesRequest) -> tuple[str, ...]:
+def _clamped(body: SamplingFields | ResponsesRequest | MessagesRequest) -> tuple[str, ...]:
     beyond = [key[:32] for key, value in (body.logit_bias or {}).items() if abs(value) > MAX_BIAS]
     return (f"logit_bias: {', '.join(beyond[:8])} lay beyond {MAX_BIAS} and was clamped",) if beyond else ()

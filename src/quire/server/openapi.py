@@ -12,11 +12,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
+from quire.protocol.anthropic import CountTokensRequest, Message, MessagesRequest, TokenCountResponse
+from quire.protocol.anthropic_events import MESSAGE_EVENTS, MessageEvent
 from quire.protocol.batches import BatchList, BatchObject, CreateBatch, FileDeleted, FileList, FileObject
 from quire.protocol.chat import ChatChunk, ChatRequest, ChatResponse
 from quire.protocol.common import ModelCard, ModelList
 from quire.protocol.completions import CompletionRequest, CompletionResponse
-from quire.protocol.errors import ErrorBody
+from quire.protocol.errors import AnthropicErrorBody, ErrorBody
 from quire.protocol.response_events import RESPONSE_EVENTS, ResponseEvent
 from quire.protocol.responses import ResponseDeleted, ResponseObject, ResponsesRequest
 from quire.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
@@ -68,7 +70,13 @@ _WIRE_TYPES = (
     ResponseObject,
     ResponseDeleted,
     *RESPONSE_EVENTS,
+    MessagesRequest,
+    Message,
+    *MESSAGE_EVENTS,
+    CountTokensRequest,
+    TokenCountResponse,
     ErrorBody,
+    AnthropicErrorBody,
 )
 
 
@@ -79,11 +87,13 @@ def json_operation(
     media_type: str = "application/json",
     streams: bool = False,
     query: Mapping[str, dict[str, Any]] | None = None,
+    error: type[msgspec.Struct] = ErrorBody,
 ) -> dict[str, Any]:
     """Arguments of `add_api_route` that describe a route with these bodies; parsing them is the route's own work.
 
     An answer of no wire type is an object, or what `media_type` says. A route that `streams` answers with server-sent
-    events instead where the body asks for them. `query` has the schemas of its query parameters by name.
+    events instead where the body asks for them. `query` has the schemas of its query parameters by name, `error` the
+    shape of its errors.
     """
     extra: dict[str, Any] = {}
     if request is not None:
@@ -97,18 +107,18 @@ def json_operation(
     return {
         "response_class": Response,
         "response_model": None,
-        "responses": responses | error_responses(has_body=request is not None),
+        "responses": responses | error_responses(has_body=request is not None, error=error),
         "openapi_extra": extra,
     }
 
 
-def error_responses(*, has_body: bool) -> dict[int | str, dict[str, Any]]:
+def error_responses(*, has_body: bool, error: type[msgspec.Struct] = ErrorBody) -> dict[int | str, dict[str, Any]]:
     """The errors a route may answer with, all in the one shape; some come only where a body is read."""
     statuses = sorted(_ERRORS + _BODY_ERRORS * has_body)
-    return {status: {"description": HTTPStatus(status).phrase, "content": _content(ErrorBody)} for status in statuses}
+    return {status: {"description": HTTPStatus(status).phrase, "content": _content(error)} for status in statuses}
 
 
-def event_stream(operation: dict[str, Any], events: Sequence[type[ResponseEvent]]) -> None:
+def event_stream(operation: dict[str, Any], events: Sequence[type[ResponseEvent | MessageEvent]]) -> None:
     """Add to an operation's successful answer that it may be a stream of these events."""
     schema = {"oneOf": [{"$ref": _REF.format(name=event.__name__)} for event in events]}
     operation["responses"][200]["content"]["text/event-stream"] = {"schema": schema}

@@ -54,7 +54,7 @@ class RequestLogMiddleware:
         except ClientDisconnect:
             record.status, record.error_code = CLIENT_CLOSED, "client_closed"
         except Exception as error:  # noqa: BLE001 - the edge of the process: log it, answer it, live on
-            wire = to_wire(error)
+            wire = to_wire(error, scope)
             record.error_code = wire.code
             if record.status == 0:
                 await wire.response()(scope, receive, send)

@@ -94,17 +94,18 @@ class EventStream(Response):
         writer = _EventWriter(send, self._state.keep_alive_seconds)
         try:
             with self._state.open_stream():
-                await until_disconnect(receive, self._write(writer, record), writer)
+                await until_disconnect(receive, self._write(writer, scope), writer)
         finally:
             self._reply.fill_record(record)
 
-    async def _write(self, writer: _EventWriter, record: RequestRecord) -> None:
+    async def _write(self, writer: _EventWriter, scope: Scope) -> None:
+        record = record_of(scope)
         try:
             await self._write_events(writer, record)
         except Exception as error:
             if not writer.is_open:
                 raise
-            wire = to_wire(error)
+            wire = to_wire(error, scope)
             record.error_code = wire.code
             await writer.end(self._reply.failure(wire))
         finally:

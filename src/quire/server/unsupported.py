@@ -65,3 +65,30 @@ RESPONSES_HINTS: dict[str, str] = COMMON_HINTS | {
     "prompt_cache_options": "cached prefixes live until their pages are needed",
 }
 """For responses."""
+
+_CONVERSATION = {
+    "container": "there is no place where code of the model's runs",
+    "mcp_servers": "connect to them in front of the server and send their tools",
+    "context_management": "send the conversation as the model is to read it",
+}
+
+COUNT_TOKENS_HINTS: dict[str, str] = _CONVERSATION | {"prompt": "send messages"}
+"""For counting a message's tokens."""
+
+MESSAGES_HINTS: dict[str, str] = (
+    COMMON_HINTS
+    | _CONVERSATION
+    | {
+        "prompt": "send prompts to /v1/completions",
+        "stop": "use stop_sequences",
+        "max_completion_tokens": "use max_tokens",
+        "max_tokens_to_sample": "use max_tokens",
+        "response_format": "use output_config.format",
+        "structured_outputs": "use output_config.format, or /v1/chat/completions",
+        "n": "one message has one answer; /v1/chat/completions takes n",
+        "speed": "there is one speed",
+        "inference_geo": "requests are served where the server runs",
+        "chat_template": _TEMPLATE,
+    }
+)
+"""For messages."""

@@ -30,6 +30,8 @@ class TemplateTraits:
     """Whether the `developer` role means something to it."""
     tool_format: ToolFormat
     reasoning_format: ReasoningStyle
+    thinking_switch: Literal["enable_thinking", "thinking"] | None = None
+    """The argument that turns reasoning on and off, where the template has one."""
 
 
 def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
@@ -40,6 +42,7 @@ def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
         knows_developer="developer" in source,
         tool_format=tool_format(source),
         reasoning_format=reasoning_format(source),
+        thinking_switch=_thinking_switch(tree),
     )
 
 
@@ -71,6 +74,14 @@ def reasoning_format(source: str) -> ReasoningStyle:
     if "[THINK]" in source:
         return "mistral"
     return "think" if "<think>" in source or "</think>" in source else "none"
+
+
+def _thinking_switch(tree: nodes.Template) -> Literal["enable_thinking", "thinking"] | None:
+    """Qwen3 and those after it read `enable_thinking`, DeepSeek since V3.1 `thinking`."""
+    read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+    if "enable_thinking" in read:
+        return "enable_thinking"
+    return "thinking" if "thinking" in read else None
 
 
 def _content_shape(tree: nodes.Template) -> Literal["text", "parts", "either"]:

@@ -1,10 +1,10 @@
-"""The one shape of an error, whatever goes into it."""
+"""The shapes of an error, whatever goes into them."""
 
 import json
 
 import pytest
 
-from quire.protocol.errors import MAX_ERROR_BYTES, encode_error
+from quire.protocol.errors import MAX_ERROR_BYTES, encode_anthropic_error, encode_error
 from quire.protocol.sse import DONE, KEEP_ALIVE, event, raw_event
 
 
@@ -15,6 +15,8 @@ def test_an_error_stays_small_whatever_it_quotes(message: str) -> None:
     assert len(body) <= MAX_ERROR_BYTES
     error = json.loads(body)["error"]
     assert error["message"] and error["code"] == "c"
+    body = encode_anthropic_error(message, type="api_error", request_id="r" * 256)
+    assert len(body) <= MAX_ERROR_BYTES and json.loads(body)["error"]["message"]
 
 
 def test_param_and_code_are_there_when_null() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jinja2
 import pytest
 
-from quire.text.template_traits import reasoning_format, tool_format
+from quire.text.template_traits import read_traits, reasoning_format, tool_format
 
 DEMO = Path(__file__).resolve().parents[3] / "tools" / "tiny_model" / "chat_template.jinja"
 
@@ -38,3 +39,18 @@ def test_the_format_of_calls_is_read_off_the_marks_a_template_writes(source, exp
 )
 def test_the_marks_of_reasoning_are_read_off_the_template(source, expected):
     assert reasoning_format(source) == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "{% if enable_thinking is defined and enable_thinking is false %}<think></think>{% endif %}",
+            "enable_thinking",
+        ),
+        ("{% if not thinking is defined %}{% set thinking = false %}{% endif %}{{ thinking }}", "thinking"),
+        ("{% for message in messages %}{{ message.thinking }} thinking{% endfor %}", None),
+    ],
+)
+def test_the_argument_that_switches_reasoning_is_one_the_template_reads(source, expected) -> None:
+    assert read_traits(source, jinja2.Environment().parse(source)).thinking_switch == expected

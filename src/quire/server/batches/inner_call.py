@@ -76,7 +76,7 @@ class InnerApp:
         try:
             await self._routes(scope, receive, send)
         except Exception as error:  # noqa: BLE001 - the edge of the inner request, as the outermost layer is of others
-            await to_wire(error).response()(scope, receive, send)
+            await to_wire(error, scope).response()(scope, receive, send)
 
 
 class _Collected:
