@@ -43,6 +43,9 @@ class FakeTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def special_id(self, text: str) -> int | None:
+        return {"<s>": BOS, "</s>": EOS}.get(text)
+
     def is_special(self, token_id: int) -> bool:
         return token_id >= 256
 

@@ -292,3 +292,16 @@ async def test_an_upload_that_cannot_be_kept_leaves_nothing_on_the_disk(served, 
     monkeypatch.setattr(served.runner.files, "add", full)
     assert (await served.upload("x")).status_code == 500
     assert not list((tmp_path / "files").iterdir())
+
+
+async def test_a_batch_whose_input_is_gone_fails_and_the_next_one_has_its_turn(engine, tmp_path):
+    served = Served(engine, tmp_path)
+    lost = (await served.create(lines(2))).json()
+    served.runner.files.content(lost["input_file_id"]).unlink()
+    kept = (await served.create(lines(2))).json()
+    served.runner.start()
+    failed = await served.until(lost["id"], "failed")
+    assert [error["code"] for error in failed["errors"]["data"]] == ["input_missing"]
+    assert (await served.until(kept["id"], "completed"))["request_counts"]["completed"] == 2
+    await served.http.aclose()
+    await served.runner.stop()

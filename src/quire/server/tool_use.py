@@ -7,7 +7,6 @@ Knows OpenAI's fields, the older `functions` among them, and the model's way of 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -61,7 +60,7 @@ class ReplyFormats:
 
     def are_special(self, tokenizer: Tokenizer) -> bool:
         """Whether any mark is a special token, which detokenizing would leave out."""
-        return any(special_id(tokenizer, mark) is not None for mark in all_marks(self.calls, self.reasoning))
+        return any(tokenizer.special_id(mark) is not None for mark in all_marks(self.calls, self.reasoning))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,23 +145,16 @@ def forced_calls(
     use: ToolUse, formats: ReplyFormats, tokenizer: Tokenizer, *, prompt: str, prefill: str = ""
 ) -> StructuredOutputsParams:
     """The constraint under which a reply is a call; raises InvalidRequestError when the model's format is unknown."""
-    find_id: Callable[[str], int | None] = functools.partial(special_id, tokenizer)
     return StructuredOutputsParams(
         grammar=forced_calls_grammar(
             formats.calls,
             use.tools,
             parallel=use.is_parallel,
-            special_id=find_id,
+            special_id=tokenizer.special_id,
             reasoning=formats.reasoning,
             starts_in_reasoning=_is_open(formats, prompt, prefill),
         )
     )
-
-
-def special_id(tokenizer: Tokenizer, text: str) -> int | None:
-    """The id of a text that is one special token."""
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return ids[0] if len(ids) == 1 and tokenizer.is_special(ids[0]) else None
 
 
 def _is_open(formats: ReplyFormats, prompt: str, prefill: str) -> bool:

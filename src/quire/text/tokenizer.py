@@ -114,6 +114,11 @@ class Tokenizer:
         """A token as readable text; bytes that are no whole character show as U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def special_id(self, text: str) -> int | None:
+        """The id of a text that is one special token, None for any other."""
+        token_id = self._codec.token_to_id(text)
+        return token_id if token_id is not None and self.is_special(token_id) else None
+
     def is_special(self, token_id: int) -> bool:
         """Whether `skip_special_tokens` leaves the token out."""
         return token_id in self._codec.special_ids

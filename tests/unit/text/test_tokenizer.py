@@ -151,3 +151,10 @@ def test_loading_and_using_a_tokenizer_imports_neither_torch_nor_transformers(ch
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_a_whole_special_token_has_a_special_id(demo_path):
+    tokenizer = Tokenizer.load(demo_path)
+    assert tokenizer.special_id(tokenizer.eos_token) == tokenizer.eos_token_id
+    for text in ("a", "", tokenizer.eos_token + "a", "no such token"):
+        assert tokenizer.special_id(text) is None

@@ -23,7 +23,7 @@ from quire.protocol.batches import (
     parse_request,
     result_of,
 )
-from quire.server.batches.database import Database
+from quire.server.batches.database import OPEN_STATES, Database
 from quire.server.batches.files import FileStore
 from quire.server.batches.inner_call import InnerApp
 from quire.server.batches.store import BatchStore
@@ -90,6 +90,8 @@ class BatchRunner:
                 continue
             try:
                 await self._advance(batch)
+            except FileNotFoundError:
+                await asyncio.to_thread(self._fail, batch)  # no other day will bring the input back
             except Exception:
                 # One batch's trouble (a full disk, say) must not end the work of the others for good.
                 logger.exception("batch %s cannot go on; trying again in a while", batch.id)
@@ -209,6 +211,12 @@ class BatchRunner:
                 failure = failure_of(request, code="batch_expired", message=message)
                 self.batches.add_result(batch.id, request.line, failure, is_failure=True)
         return is_late
+
+    def _fail(self, batch: BatchObject) -> None:
+        """End a batch whose input is gone, so that those behind it have their turn."""
+        error = BatchError(code="input_missing", message=f"the content of {batch.input_file_id} is gone")
+        end = {"failed_at": self.database.now(), "errors": BatchErrors(data=[error])}
+        self.batches.change(batch.id, only_from=OPEN_STATES, status="failed", **end)
 
     def _requests(self, batch: BatchObject) -> Iterator[BatchRequest]:
         """The lines of a batch's input, blank ones left out."""
