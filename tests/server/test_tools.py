@@ -165,6 +165,14 @@ async def test_reasoning_comes_under_both_names_and_is_counted(http, engine, par
     assert "completion_tokens_details" not in (await http.post(URL, json=body(tools=[]))).json()["usage"]
 
 
+async def test_reasoning_tokens_without_text_of_their_own_are_counted_too(http, engine):
+    """The first byte of a character brings no text; the opening mark counts as reasoning, the closing one does not."""
+    engine.traits.reasoning_format = "think"
+    engine.reply = "<think>äö</think>ok"
+    usage = (await http.post(URL, json=body())).json()["usage"]
+    assert usage["completion_tokens_details"]["reasoning_tokens"] == len("<think>äö".encode())
+
+
 async def test_every_token_has_its_log_probability_once_whatever_its_text_became(http, engine, parse_sse):
     """Wire 26: also those of held-back text and of calls."""
     engine.reply = "A " + ONE

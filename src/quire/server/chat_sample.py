@@ -105,9 +105,9 @@ class SampleReader:
         was_open = self.sample.finish_reason is None
         piece = self.sample.push(output)
         ends = was_open and self.sample.finish_reason is not None
+        self._num_unclassified += len(output.token_ids)
         if piece is None and not (ends and self._parser is not None):
             return [], ends
-        self._num_unclassified += len(output.token_ids)
         return self._with_tokens(piece or Piece(""), ends=ends), ends
 
     def new_call_id(self) -> str:
