@@ -43,7 +43,7 @@ def settings_table() -> str:
     lines: list[str] = []
     for part in (ENGINE_PARTS | SERVER_PARTS).values():
         title = (part.__doc__ or "").splitlines()[0].rstrip(".")
-        lines += [f"### {title}", "", "| flag | default | |", "|---|---|---|"]
+        lines += [f"### {title}", "", "| setting | default | |", "|---|---|---|"]
         for spec in flag_specs({"": part}).values():
             default = spec.field.default
             shown = (
@@ -51,7 +51,8 @@ def settings_table() -> str:
                 if default in (None, (), "")
                 else f"`{str(default).lower() if default in (True, False) else default}`"
             )
-            flags = "<br>".join(f"`{flag}`" for flag in spec.spellings)
+            names = spec.spellings if spec.is_flag else [spec.field.name]
+            flags = "<br>".join(f"`{name}`" for name in names)
             lines.append(f"| {flags} | {shown} | {_sentence(spec.field)} |")
         lines.append("")
     lines += ["### Presets", "", "| `--preset` | sets |", "|---|---|"]

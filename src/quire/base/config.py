@@ -57,9 +57,13 @@ def option(
     low: float | None = None,
     high: float | None = None,
     aliases: tuple[str, ...] = (),
+    flag: bool = True,
 ) -> Any:
-    """Declare a setting: its default, one sentence, allowed values or range, and other spellings users know."""
-    meta = {"help": text, "choices": choices, "low": low, "high": high, "aliases": aliases}
+    """Declare a setting: its default, one sentence, allowed values or range, and other spellings users know.
+
+    One without a `flag` is set in a YAML file or in Python: few change it, and the command line stays short.
+    """
+    meta = {"help": text, "choices": choices, "low": low, "high": high, "aliases": aliases, "flag": flag}
     if isinstance(default, list | dict | set):
         return field(default_factory=lambda: default, metadata=meta)
     return field(default=default, metadata=meta)

@@ -1,8 +1,9 @@
 """Flags made from the fields of the config dataclasses, and the way back: command line and YAML file to dataclasses.
 
 A field named `max_model_len` becomes `--max-model-len`; its sentence is the help, its type is checked here, its choices
-and range by the dataclass. A YAML file given with `--config` fills the same fields under the same names; the command
-line wins. This file knows no setting by name but the API key, and that fields ending in `_bytes` take size suffixes.
+and range by the dataclass. A YAML file given with `--config` fills the same fields under the same names, and those that
+have no flag; the command line wins. This file knows no setting by name but the API key, and that fields ending in
+`_bytes` take size suffixes.
 """
 
 from __future__ import annotations
@@ -50,6 +51,11 @@ class FlagSpec:
         return ["--" + name.replace("_", "-") for name in names]
 
     @property
+    def is_flag(self) -> bool:
+        """Whether the command line has it too; a file has every setting."""
+        return bool(self.field.metadata.get("flag", True))
+
+    @property
     def help(self) -> str:
         """The field's sentence and its default."""
         default = self.field.default
@@ -93,7 +99,7 @@ def add_config_flags(parser: argparse.ArgumentParser, parts: Mapping[str, type],
     for cls in parts.values():
         group = parser.add_argument_group((cls.__doc__ or cls.__name__).splitlines()[0].rstrip("."))
         for name, spec in flag_specs({"": cls}).items():
-            if name not in skip:
+            if spec.is_flag and name not in skip:
                 _add_flag(group, name, spec)
 
 

@@ -3,15 +3,17 @@ import dataclasses
 
 import pytest
 
-from quire.base.config import PRESETS, EngineConfig, ServerConfig
+from quire.base.config import PRESETS, EngineConfig, ServerConfig, option
 from quire.base.errors import ConfigError
 from quire.cli.flags import (
     ENGINE_PARTS,
     SERVER_PARTS,
+    add_config_flags,
     add_engine_flags,
     flag_specs,
     parse_bytes,
     read_options,
+    read_yaml,
     refuse_engine_flags,
 )
 from quire.cli.main import Parser
@@ -182,3 +184,20 @@ def test_an_engine_flag_beside_a_url_is_refused_not_ignored(parse):
 
 def test_help_of_a_choice_names_what_is_allowed():
     assert "One of auto, cpu, cuda. Default: auto." in flag_specs(ENGINE_PARTS)["device"].help
+
+
+def test_a_setting_without_a_flag_is_read_from_a_file_only(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Settings:
+        """Settings of a test."""
+
+        common: int = option(1, "Has a flag.")
+        rare: int = option(1, "Has none.", flag=False)
+
+    parser = Parser()
+    add_config_flags(parser, {"settings": Settings})
+    assert parser.parse_args(["--common", "2"]).common == 2
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--rare", "2"])
+    (tmp_path / "file.yaml").write_text("rare: 2\n")
+    assert read_yaml(tmp_path / "file.yaml", {"settings": Settings}) == {"rare": 2}
