@@ -132,11 +132,17 @@ def _nucleus(ranked: Tensor, limit: Tensor, share: Tensor, totals: Tensor) -> Te
     return ranked * (before.double() < (share * total.double()).unsqueeze(-1))
 
 
-def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor) -> None:
+def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor, *, ids: Tensor, largest: Tensor) -> None:
     """See `quire.ops.sampling.mask_tokens`."""
     bits = torch.arange(32, device=masks.device, dtype=torch.int32)
     is_allowed = ((masks.unsqueeze(-1) >> bits) & 1).bool().flatten(1)[:, : logits.shape[-1]]  # [C, V]
-    logits.index_copy_(0, lines, logits.index_select(0, lines).masked_fill_(~is_allowed, float("-inf")))
+    masked = logits.index_select(0, lines).masked_fill_(~is_allowed, float("-inf"))
+    left_ids, left = greedy(masked)
+    before, before_ids = largest[lines], ids[lines]
+    is_sound = before.isfinite()
+    largest.index_copy_(0, lines, torch.where(is_sound, left, before))
+    ids.index_copy_(0, lines, torch.where(is_sound, left_ids, before_ids))
+    logits.index_copy_(0, lines, masked)
 
 
 def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: Tensor, penalties: Tensor) -> Tensor:

@@ -83,12 +83,14 @@ def append_tokens(tokens: Tensor, places: Tensor, ids: Tensor) -> None:
     _body(tokens.device.type, "append_tokens")(tokens, places, ids)
 
 
-def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor) -> None:
+def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor, *, ids: Tensor, largest: Tensor) -> None:
     """Allow some tokens only: logits [R, V] float32, in place; lines [C] int64, masks [C, ⌈V / 32⌉] int32.
 
     Line lines[c] keeps token v where bit v mod 32 of word ⌊v / 32⌋ of masks[c] is set; its other logits become -∞.
+    `ids` [R] int64 and `largest` [R] are what `greedy` found in the logits, and then what it finds in those that are
+    left; but a line whose largest logit was not finite stays as it was found, whatever the mask hides.
     """
-    _body(logits.device.type, "mask_tokens")(logits, lines, masks)
+    _body(logits.device.type, "mask_tokens")(logits, lines, masks, ids=ids, largest=largest)
 
 
 def penalize(logits: Tensor, *, tokens: Tensor, num_prompt: Tensor, num_tokens: Tensor, penalties: Tensor) -> Tensor:

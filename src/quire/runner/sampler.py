@@ -30,8 +30,8 @@ from quire.runner.sampling_state import RowControls, SamplingState
 from quire.runner.token_masks import TokenMasks
 
 _MINUS_INFINITY = float("-inf")
-_LOGPROBS, _CHANGES, _RANDOM = 1, 2, 4
-"""What a row may want besides its largest logit, as bits: log-probabilities, changed logits, a draw."""
+_LOGPROBS, _CHANGES, _RANDOM, _MASK = 1, 2, 4, 8
+"""What a row may want besides its largest logit, as bits: log-probabilities, changed logits, a draw, a mask."""
 _NONE = np.empty(0, dtype=np.int64)
 
 
@@ -133,7 +133,7 @@ class Sampler:
                     active[new.row] = new
         for new in new_rows:
             self._running.add(new.row)
-            self._extras[new.row] = self._extras_of(new.row) | _CHANGES * new.is_constrained
+            self._extras[new.row] = self._extras_of(new.row) | _MASK * new.is_constrained
         self._sum_up()
 
     def remove(self, rows: Sequence[int]) -> None:
@@ -167,6 +167,8 @@ class Sampler:
         asking = (extras & _LOGPROBS).nonzero()[0]
         raw = ops.log_probs(_lines(logits, asking, self._index)) if asking.size else None
         ids, largest = found
+        if asked & _MASK:
+            self._masks.apply(logits, batch.rows, self._constraints, ids=ids, largest=largest)
         if asked & _CHANGES:
             logits = self._change(logits, batch, (extras & _CHANGES).nonzero()[0], found=found)
         if asked & _RANDOM:
@@ -208,9 +210,7 @@ class Sampler:
         return drawn if is_all else ids.index_copy_(0, index, drawn)
 
     def _adjust(self, logits: Tensor, batch: DrawBatch) -> Tensor:
-        """Masks, bias, processors, penalties on the logits [R, V] of rows that want any; may change them in place."""
-        if self._constraints:
-            self._masks.apply(logits, batch.rows, self._constraints)
+        """Bias, processors, penalties on the logits [R, V] of rows that want any; may change them in place."""
         for line in np.flatnonzero(self.state.has_controls[batch.rows]).tolist():
             row, position = int(batch.rows[line]), int(batch.positions[line])
             controls = self.state.controls[row]

@@ -19,10 +19,18 @@ class TokenMasks:
         self._num_words = (vocab_size + 31) // 32
         self._device = device
 
-    def apply(self, logits: Tensor, rows: np.ndarray, constraints: Mapping[int, TokenConstraint]) -> None:
+    def apply(
+        self,
+        logits: Tensor,
+        rows: np.ndarray,
+        constraints: Mapping[int, TokenConstraint],
+        *,
+        ids: Tensor,
+        largest: Tensor,
+    ) -> None:
         """Leave each constrained row of logits [R, V] the tokens it may draw; `rows` [R] are the logits' rows.
 
-        A constraint that fails leaves its row nothing.
+        Updates `ids` and `largest` [R], what was found in the logits. A constraint that fails leaves its row nothing.
         """
         lines = [line for line, row in enumerate(rows.tolist()) if row in constraints]
         if not lines:
@@ -31,4 +39,4 @@ class TokenMasks:
         for mask, line in zip(masks, lines, strict=True):
             constraints[int(rows[line])].fill(mask.ctypes.data, mask.nbytes)
         upload = self._device.upload
-        mask_tokens(logits, upload(np.array(lines, dtype=np.int64)), upload(masks))
+        mask_tokens(logits, upload(np.array(lines, dtype=np.int64)), upload(masks), ids=ids, largest=largest)

@@ -134,18 +134,46 @@ def test_masks_leave_some_lines_their_allowed_tokens_and_the_others_alone(pool, 
         lines = torch.randperm(num_rows)[:num_masked]
         masks = torch.randint(-(2**31), 2**31, (num_masked, (size + 31) // 32), dtype=torch.int32)
         masks[:1, :1] = -1  # a word that allows all
-        expected, ours = logits.clone(), memory.filled(logits)
-        reference_sampling.mask_tokens(expected, lines, masks)
-        table.mask_tokens(ours, memory.filled(lines), masks)
-        assert torch.equal(ours, expected)
+        masks[:, 1:9] = 0
+        ours = _masked_like_the_reference(logits, memory.filled(logits), memory.filled(lines), masks)
         bits = masks[:1].repeat_interleave(32, 1)[:, :size] >> torch.arange(size) % 32 & 1
         assert torch.equal(ours[lines[:1]] == -math.inf, bits == 0)
 
 
 def test_masks_reach_rows_that_lie_apart(pool, memory):
     wide = torch.randn(4, 200)
-    expected, lines, masks = wide.clone(), torch.tensor([3, 1]), torch.randint(-99, 99, (2, 5), dtype=torch.int32)
-    reference_sampling.mask_tokens(expected[:, 20:170], lines, masks)
+    lines, masks = torch.tensor([3, 1]), torch.randint(-99, 99, (2, 5), dtype=torch.int32)
     ours = memory.filled(wide)
-    table.mask_tokens(ours[:, 20:170], lines, masks)
-    assert torch.equal(ours, expected)
+    _masked_like_the_reference(wide[:, 20:170].clone(), ours[:, 20:170], lines, masks)
+    assert torch.equal(ours[:, :20], wide[:, :20])
+    assert torch.equal(ours[:, 170:], wide[:, 170:])
+
+
+def test_the_lowest_of_equal_allowed_tokens_is_the_largest_and_a_mask_may_leave_none(pool, memory):
+    logits = torch.randn(3, 600)
+    logits[0, [5, 300, 599]] = 9.0
+    masks = torch.full((2, 19), -1, dtype=torch.int32)
+    masks[0, 0], masks[1] = 0, 0
+    ids, _ = greedy = table.greedy(memory.filled(logits))
+    table.mask_tokens(logits, torch.tensor([0, 2]), masks, ids=ids, largest=greedy[1])
+    assert ids[0] == 300
+    assert greedy[1][2] == -math.inf
+
+
+def test_a_mask_hides_no_fault_of_a_line(pool, memory):
+    logits = torch.randn(3, 300)
+    logits[0, 7], logits[1, 8] = math.nan, math.inf
+    masks = torch.zeros(3, 10, dtype=torch.int32)
+    masks[:, 4] = -1
+    _masked_like_the_reference(logits, memory.filled(logits), torch.arange(3), masks)
+
+
+def _masked_like_the_reference(logits, ours, lines, masks):
+    """The logits in `ours` after our kernel's masks; asserts that all it wrote is what the reference writes."""
+    expected = logits.clone()
+    found, expected_found = table.greedy(ours), table.greedy(logits)
+    reference_sampling.mask_tokens(expected, lines, masks, ids=expected_found[0], largest=expected_found[1])
+    table.mask_tokens(ours, lines, masks, ids=found[0], largest=found[1])
+    for mine, theirs in zip((ours, *found), (expected, *expected_found), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
+    return ours

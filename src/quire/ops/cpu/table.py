@@ -287,11 +287,11 @@ def append_tokens(tokens: Tensor, places: Tensor, ids: Tensor) -> None:
     current_pool().submit(record("append_tokens", (tokens, places, ids)), places.shape[0])
 
 
-def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor) -> None:
+def mask_tokens(logits: Tensor, lines: Tensor, masks: Tensor, *, ids: Tensor, largest: Tensor) -> None:
     """See `quire.ops.sampling.mask_tokens`."""
     if not _is_float(logits) or logits.stride(-1) != 1 or logits.shape[-1] > 32 * masks.shape[-1]:
-        reference_sampling.mask_tokens(logits, lines, masks)
+        reference_sampling.mask_tokens(logits, lines, masks, ids=ids, largest=largest)
         return
     lines, masks = lines.contiguous(), masks.contiguous()
     fields = (logits.shape[1], logits.stride(0), masks.shape[1])
-    current_pool().submit(record("mask_tokens", (logits, lines, masks), fields), lines.shape[0])
+    current_pool().submit(record("mask_tokens", (logits, lines, masks, ids, largest), fields), lines.shape[0])

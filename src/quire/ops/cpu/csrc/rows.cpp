@@ -1,4 +1,5 @@
 // Operations on each row by itself: norms, rotary positions, activations, table lookups, the largest logit.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -284,6 +285,47 @@ int64_t greedy(const Op& op, const Context& c) {
     }
     static_cast<int64_t*>(op.p[1])[row] = at;
     output(op, 2)[row] = has_nan ? std::numeric_limits<float>::quiet_NaN() : best;
+  });
+}
+
+// Sets tokens of x [count] that mask does not keep (bit j % 32 of word j / 32) to minus infinity; says whether any stays.
+static bool mask_block(float* x, const uint32_t* mask, int64_t count) {
+  uint32_t any = 0;
+  for (int64_t start = 0; start < count; start += 32) {
+    uint32_t bits = mask[start / 32];
+    any |= bits;
+    if (bits == ~uint32_t(0)) continue;
+    float* part = x + start;
+    int64_t size = count - start < 32 ? count - start : 32;
+    for (int64_t j = 0; j < size; ++j)
+      part[j] = bits >> j & 1 ? part[j] : -std::numeric_limits<float>::infinity();
+  }
+  return any != 0;
+}
+
+// p logits, lines int64, masks uint32, ids int64, largest; n V, row stride, words of a mask. Bit v % 32 of word v / 32
+// keeps token v. A finite largest logit says that the line has no NaN, so the ones that are left need no look for it.
+int64_t mask_tokens(const Op& op, const Context& c) {
+  return each_row(c, c.tokens * op.rows, [&](int64_t i) {
+    int64_t line = static_cast<const int64_t*>(op.p[1])[i], at = 0;
+    float *x = output(op, 0) + line * op.n[1], *largest = output(op, 4) + line;
+    const uint32_t* mask = static_cast<const uint32_t*>(op.p[2]) + i * op.n[2];
+    float best = -std::numeric_limits<float>::infinity();
+    for (int64_t start = 0; start < op.n[0]; start += 256) {
+      int64_t count = op.n[0] - start < 256 ? op.n[0] - start : 256, j = 0;
+      float* block = x + start;
+      if (!mask_block(block, mask + start / 32, count)) continue;
+      V16 most = splat(-std::numeric_limits<float>::infinity());
+      for (; j + kLanes <= count; j += kLanes) most = max(load(block + j), most);
+      float found = max_of(most);
+      for (; j < count; ++j) found = block[j] > found ? block[j] : found;
+      if (!(found > best)) continue;
+      best = found;
+      at = start + (std::find(block, block + count, found) - block);
+    }
+    if (*largest - *largest != 0.0f) return;
+    *largest = best;
+    static_cast<int64_t*>(op.p[3])[line] = at;
   });
 }
 
