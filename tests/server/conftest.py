@@ -152,7 +152,9 @@ class FakeEngine:
             ledger=("weights  1.0 MB from /srv/models/quire-demo",),
         )
         self.tokenizer = FakeTokenizer()
-        self.traits = SimpleNamespace(tool_format="hermes", reasoning_format="none", thinking_switch=None)
+        self.traits = SimpleNamespace(
+            tool_format="hermes", reasoning_format="none", thinking_switch=None, reads_effort=False
+        )
         self.chat_template: Any = SimpleNamespace(name="fake", traits=lambda tools: self.traits)
         self.stats = EngineStats(step=7, num_pages=100, num_used_pages=25, generation_tokens=42)
         self.requests = _FakeRequests(self)

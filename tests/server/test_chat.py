@@ -186,7 +186,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"functions": [{"name": "f"}], "function_call": "required"}, "function_call"),
     ({"modalities": ["text", "audio"]}, "modalities"),
     ({"audio": {"voice": "x"}}, "audio"),
-    ({"reasoning_effort": "high"}, "reasoning_effort"),
+    ({"reasoning_effort": "very"}, "reasoning_effort"),
     ({"guided_json": {"type": "object"}}, "guided_json"),
     ({"structured_outputs": {}}, "structured_outputs"),
     ({"chat_template": "{{ x }}"}, "chat_template"),

@@ -287,7 +287,7 @@ async def test_unknown_fields_are_warnings_and_strict_refuses_them(http):
         ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "other"}}, "other"),
         ({"mcp_servers": []}, "mcp_servers"),
         ({"stop": ["x"]}, "stop_sequences"),
-        ({"output_config": {"effort": "low"}}, "effort"),
+        ({"output_config": {"effort": "very"}}, "effort"),
     ],
 )
 async def test_what_is_not_served_is_refused_by_name(http, engine, fields, words):

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.chat import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
-from quire.protocol.common import NonEmpty, Priority, Seconds
+from quire.protocol.common import Effort, NonEmpty, Priority, Seconds
 
 ToolName = Annotated[str, Meta(min_length=1, max_length=256)]
 Blocks = Annotated[list[dict[str, Any]], Meta(max_length=MAX_PARTS)]
@@ -111,9 +111,10 @@ class OutputFormat(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
-    """The answer's shape."""
+    """The answer's shape, and how hard to think for it."""
 
     format: OutputFormat | None = None
+    effort: Effort | None = None
 
 
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):

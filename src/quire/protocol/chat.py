@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from quire.protocol.common import PromptLogprobs, SamplingFields, Usage
+from quire.protocol.common import Effort, PromptLogprobs, SamplingFields, Usage
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
@@ -68,6 +68,7 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Effort | None = None
 
 
 class TopLogprob(msgspec.Struct):

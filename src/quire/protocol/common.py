@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -14,6 +14,8 @@ TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]
 ShortIds = Annotated[list[int], Meta(max_length=1 << 16)]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1024)]
 Seconds = Annotated[float, Meta(gt=0)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""How hard to think, as OpenAI's and Anthropic's clients say it; `none` asks for no reasoning at all."""
 Priority = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 
 

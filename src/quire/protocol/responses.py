@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.chat import MAX_MESSAGES, MAX_TOOLS
-from quire.protocol.common import NonEmpty, Priority, SchemaName, Seconds
+from quire.protocol.common import Effort, NonEmpty, Priority, SchemaName, Seconds
 
 INCLUDES_LOGPROBS = "message.output_text.logprobs"
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -40,7 +40,7 @@ class TextOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True
 class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What is asked of the reasoning."""
 
-    effort: str | None = None
+    effort: Effort | None = None
     summary: str | None = None
     generate_summary: str | None = None
 

@@ -39,9 +39,11 @@ def chat_request(body: ConversationFields, *, reasons: bool, switch: str | None)
     if body.tool_choice is not None:
         chat.tool_choice = _tool_choice(body.tool_choice)
         chat.parallel_tool_calls = False if body.tool_choice.disable_parallel_tool_use else None
-    if body.output_config is not None and body.output_config.format is not None:
-        schema = JsonSchemaFormat(name="output", schema=body.output_config.format.schema)
-        chat.response_format = ResponseFormat("json_schema", json_schema=schema)
+    if body.output_config is not None:
+        chat.reasoning_effort = body.output_config.effort
+        if body.output_config.format is not None:
+            schema = JsonSchemaFormat(name="output", schema=body.output_config.format.schema)
+            chat.response_format = ResponseFormat("json_schema", json_schema=schema)
     if isinstance(body, MessagesRequest):
         for name in _SAME_NAME:
             setattr(chat, name, getattr(body, name))

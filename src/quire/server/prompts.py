@@ -15,6 +15,7 @@ from quire.base.errors import ContextLengthError, InvalidRequestError, TemplateE
 from quire.protocol.chat import ROLES, ChatMessage, ChatRequest
 from quire.protocol.completions import MAX_PROMPTS, CompletionRequest
 from quire.protocol.tokens import TokenizeRequest
+from quire.server.effort import effort_arguments
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
@@ -69,7 +70,9 @@ class RenderedChat:
 
 async def chat_prompt(engine: AsyncEngine, request: ChatRequest, *, tools: list[dict[str, Any]] | None) -> RenderedChat:
     """A conversation as token ids; raises InvalidRequestError, TemplateError for models without a template (S53)."""
-    text, notes = await render(engine, request, tools=tools)
+    arguments, unheard = _effort(engine, request, tools)
+    text, notes = await render(engine, request, tools=tools, arguments=arguments)
+    notes += unheard
     if request.truncate_prompt_tokens is None:
         check_text_fits(text, engine.info.max_model_len, param="messages")
     token_ids = await engine.tokenize(text, add_special_tokens=bool(request.add_special_tokens))
@@ -77,6 +80,14 @@ async def chat_prompt(engine: AsyncEngine, request: ChatRequest, *, tools: list[
     if len(kept) < len(token_ids):
         notes.append(f"truncate_prompt_tokens: {len(token_ids) - len(kept)} tokens were cut off the prompt's beginning")
     return RenderedChat(text, Prompt(kept), tuple(notes))
+
+
+def _effort(
+    engine: AsyncEngine, request: ChatRequest, tools: list[dict[str, Any]] | None
+) -> tuple[dict[str, Any], list[str]]:
+    if engine.chat_template is None:  # rendering will say so
+        return {}, []
+    return effort_arguments(request.reasoning_effort, engine.chat_template.traits(tools))
 
 
 async def completion_prompts(engine: AsyncEngine, request: CompletionRequest) -> list[Prompt]:
@@ -142,9 +153,15 @@ def truncated(token_ids: list[int], keep: int | None, longest: int) -> list[int]
 
 
 async def render(
-    engine: AsyncEngine, request: ChatRequest | TokenizeRequest, *, tools: list[dict[str, Any]] | None
+    engine: AsyncEngine,
+    request: ChatRequest | TokenizeRequest,
+    *,
+    tools: list[dict[str, Any]] | None,
+    arguments: dict[str, Any] | None = None,
 ) -> tuple[str, list[str]]:
     """The conversation under the model's chat template, and notes on what was substituted.
+
+    `arguments` are the template's unless the request sets its own of the same names.
 
     Raises:
         TemplateError: the model has no chat template, or the template refuses the conversation.
@@ -162,7 +179,7 @@ async def render(
         raise InvalidRequestError(
             "continue_final_message and add_generation_prompt exclude each other", param="continue_final_message"
         )
-    extra = checked_kwargs(request.chat_template_kwargs)
+    extra = (arguments or {}) | checked_kwargs(request.chat_template_kwargs)
     return await engine.render_chat(
         messages, tools=tools, add_generation_prompt=adds_prompt, continue_final_message=continues, **extra
     )

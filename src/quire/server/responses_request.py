@@ -37,7 +37,6 @@ _SAME_NAME = (
 )
 _FORMATS = ("text", "json_object", "json_schema")
 _ENCRYPTED = "reasoning.encrypted_content"
-_DEFAULT_EFFORT = "medium"
 _FIELD_OF = {
     "messages": "input",
     "prompt": "input",
@@ -93,6 +92,7 @@ def chat_request(
         tools=[ChatTool("function", _shown(tool)) for tool in tools] or None,
         tool_choice=choice,
         response_format=response_format,
+        reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
         stream_options=None if options is None else StreamOptions(include_obfuscation=options.include_obfuscation),
         **{name: getattr(request, name) for name in _SAME_NAME},
     )
@@ -120,9 +120,6 @@ def _check(request: ResponsesRequest) -> None:
     reasoning = request.reasoning
     if reasoning is None:
         return
-    if reasoning.effort not in (None, _DEFAULT_EFFORT):
-        remedy = "use chat_template_kwargs if the model's template knows how to think more or less"
-        raise _refused("reasoning.effort", f"{reasoning.effort[:64]!r} is not supported; {remedy}")
     for name in ("summary", "generate_summary"):
         if getattr(reasoning, name) not in (None, "auto"):
             raise _refused(f"reasoning.{name}", "is not supported; reasoning comes whole, in the model's own words")
@@ -130,8 +127,6 @@ def _check(request: ResponsesRequest) -> None:
 
 def _notes(request: ResponsesRequest) -> tuple[str, ...]:
     notes = []
-    if request.reasoning is not None and request.reasoning.effort is not None:
-        notes.append("reasoning.effort: the model thinks as it is used to; the field had no effect")
     if _ENCRYPTED in (request.include or ()):
         notes.append(f"include: {_ENCRYPTED} had no effect; reasoning comes in clear text and is taken back so")
     return tuple(notes)

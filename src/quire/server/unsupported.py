@@ -35,7 +35,6 @@ CHAT_HINTS: dict[str, str] = COMMON_HINTS | {
     "prompt": "send prompts to /v1/completions",
     "audio": "this model takes and gives text",
     "web_search_options": "search belongs in front of the server",
-    "reasoning_effort": "use chat_template_kwargs if the model's template knows it",
     "chat_template": _TEMPLATE,
     "documents": "put them into the messages",
     "echo": "use return_token_ids, or /v1/completions",

@@ -32,17 +32,21 @@ class TemplateTraits:
     reasoning_format: ReasoningStyle
     thinking_switch: Literal["enable_thinking", "thinking"] | None = None
     """The argument that turns reasoning on and off, where the template has one."""
+    reads_effort: bool = False
+    """Whether it says how hard to think, in an argument `reasoning_effort`."""
 
 
 def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
     """Read the traits of one template."""
+    read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
     return TemplateTraits(
         content=_content_shape(tree),
         arguments=_arguments_shape(tree),
         knows_developer="developer" in source,
         tool_format=tool_format(source),
         reasoning_format=reasoning_format(source),
-        thinking_switch=_thinking_switch(tree),
+        thinking_switch=_thinking_switch(read),
+        reads_effort="reasoning_effort" in read,
     )
 
 
@@ -76,9 +80,8 @@ def reasoning_format(source: str) -> ReasoningStyle:
     return "think" if "<think>" in source or "</think>" in source else "none"
 
 
-def _thinking_switch(tree: nodes.Template) -> Literal["enable_thinking", "thinking"] | None:
+def _thinking_switch(read: set[str]) -> Literal["enable_thinking", "thinking"] | None:
     """Qwen3 and those after it read `enable_thinking`, DeepSeek since V3.1 `thinking`."""
-    read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
     if "enable_thinking" in read:
         return "enable_thinking"
     return "thinking" if "thinking" in read else None

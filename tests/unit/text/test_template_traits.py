@@ -54,3 +54,14 @@ def test_the_marks_of_reasoning_are_read_off_the_template(source, expected):
 )
 def test_the_argument_that_switches_reasoning_is_one_the_template_reads(source, expected) -> None:
     assert read_traits(source, jinja2.Environment().parse(source)).thinking_switch == expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('{{ "Reasoning: " + (reasoning_effort or "medium") }}', True),
+        ("{% for message in messages %}{{ message.reasoning_effort }}{% endfor %}", False),
+    ],
+)
+def test_a_template_reads_an_effort_when_it_asks_for_that_argument(source, expected) -> None:
+    assert read_traits(source, jinja2.Environment().parse(source)).reads_effort is expected
