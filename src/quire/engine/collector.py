@@ -31,9 +31,17 @@ class _Held:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    num_covered: int = 0
+    """Tokens up to the last one that brought text: those behind it belong to text that is held back."""
     joined: str = ""
     """The first `num_joined` pieces of the text, so that reading every step does not join them all each time."""
     num_joined: int = 0
+
+    def split_off_uncovered(self) -> _Held:
+        """Take away the tokens whose text is still held back, for the next delta; returns them."""
+        rest = _Held(token_ids=self.token_ids[self.num_covered :], logprobs=self.logprobs[self.num_covered :])
+        del self.token_ids[self.num_covered :], self.logprobs[self.num_covered :]
+        return rest
 
     def first_pieces(self, count: int) -> str:
         """The text of the first `count` pieces."""
@@ -127,10 +135,14 @@ class SampleCollector:
         self.finish_reason = FinishReason.ERROR.value
 
     def take(self) -> CompletionOutput:
-        """The sample's output: what is new since the last take, or everything so far."""
+        """The sample's output: what is new since the last take, or everything so far.
+
+        A delta ends with the last token that brought text; what is behind it comes with its own, or at the end.
+        """
         held, self.untaken_bytes = self._held, 0
         if self._is_delta:
-            self._held = _Held()
+            waits_for_text = self._detokenizer is not None and self.finish_reason is None
+            self._held = held.split_off_uncovered() if waits_for_text else _Held()
             return self._output(held)
         if self.finish_reason is None:
             return OutputSoFar.of(held, index=self.index, cumulative_logprob=self._total_logprob())
@@ -176,6 +188,7 @@ class SampleCollector:
         shown, matched = self._stops.push(text)
         if shown:
             self._held.text.append(shown)
+            self._held.num_covered = len(self._held.token_ids)
         if matched is None:
             return False
         self.finish_reason, self.stop_reason = FinishReason.STOP.value, matched

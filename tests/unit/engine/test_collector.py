@@ -25,6 +25,36 @@ def test_deltas_merge_while_nobody_takes_them_and_are_handed_over_once(collect, 
     assert first.text == "one two three"
 
 
+def test_a_token_whose_text_is_held_back_comes_with_its_text(collect, say):
+    """Wire 26: also when the reader lags and several steps are one delta."""
+    request = collect(delta=True, stop=["named Grefka"], logprobs=0)
+    request.push(say(request, "a lighthouse "))
+    request.push(say(request, "named "))
+    request.push(say(request, "Gr"))
+    first = request.take().outputs[0]
+    assert first.text == "a lighthouse "
+    assert "".join(entry[0].decoded_token for entry in _entries(first)) == "a lighthouse "
+    request.push(say(request, "eat"))
+    second = request.take().outputs[0]
+    assert second.text == "named Great"
+    assert "".join(entry[0].decoded_token for entry in _entries(second)) == "named Great"
+    request.push(say(request, " named"))
+    request.push(say(request, "", finish=FinishReason.LENGTH))
+    last = request.take().outputs[0]
+    assert last.text == " named" and len(last.token_ids) == len(last.logprobs) > 0
+
+
+def test_without_text_every_token_comes_at_once(collect, say):
+    request = collect(delta=True, detokenize=False)
+    request.push(say(request, "one"))
+    assert request.take().outputs[0].token_ids
+
+
+def _entries(output):
+    assert len(output.logprobs) == len(output.token_ids)
+    return [list(entry.values()) for entry in output.logprobs]
+
+
 def test_a_whole_output_stays_as_it_was_when_more_comes(collect, say):
     """S48: an output someone keeps does not change under them."""
     request = collect(logprobs=1)
