@@ -9,8 +9,8 @@ import pytest
 
 from quire.base.config import ServerConfig
 from quire.base.errors import ConfigError, OverloadedError
+from quire.base.request import BACKGROUND_PRIORITY
 from quire.server.app import create_app
-from quire.server.batches.runner import BATCH_PRIORITY
 
 ROUTE = "/v1/completions"
 
@@ -73,7 +73,7 @@ async def test_every_line_gets_its_answer_in_order_at_the_lowest_priority(served
     for result in results:
         assert result["response"]["status_code"] == 200 and result["error"] is None
         assert result["response"]["body"]["choices"][0]["text"]
-    assert {request.priority for request in served.engine.submitted} == {BATCH_PRIORITY}
+    assert {request.priority for request in served.engine.submitted} == {BACKGROUND_PRIORITY}
 
 
 async def test_lines_that_fail_are_in_the_error_file_and_the_others_are_not(served):

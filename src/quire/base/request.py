@@ -14,6 +14,9 @@ from quire.base.outputs import FinishReason, RequestMetrics
 from quire.base.pooling import Pooling
 from quire.base.sampling import SamplingParams
 
+BACKGROUND_PRIORITY = 10_000
+"""From this priority on a request is background work: it takes what others leave, and never lengthens their wait."""
+
 
 @dataclass(slots=True, kw_only=True)
 class EngineRequest:
@@ -30,7 +33,7 @@ class EngineRequest:
     arrival_time: float
     """Monotonic seconds."""
     priority: int = 0
-    """Lower runs earlier, as in vLLM."""
+    """Lower runs earlier, as in vLLM; from BACKGROUND_PRIORITY on behind everybody else's."""
     deadline: float | None = None
     """Monotonic seconds after which the request is ended with DeadlineExceededError, queued or running."""
     cache_salt: str | None = None
@@ -91,6 +94,11 @@ class Request:
     """Prompt tokens served from the prefix cache at first admission; recomputation after preemption does not count."""
     finish_reason: FinishReason | None = None
     metrics: RequestMetrics = field(default_factory=lambda: RequestMetrics(arrival_time=0.0))
+
+    @property
+    def is_background(self) -> bool:
+        """Whether nobody waits for it."""
+        return self.priority >= BACKGROUND_PRIORITY
 
     @property
     def key(self) -> tuple[str, int]:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from quire.base.errors import ConfigError
 
+BACKGROUND_SHARE = 8
+"""Background work gets this part of what a step may bring beside decodes, while somebody is or was just here: whoever
+comes then waits for the end of such a step."""
+LEAST_BACKGROUND_TOKENS = 8
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
@@ -26,6 +31,16 @@ class SchedulerLimits:
     priority_ageing_seconds: float = 30.0
     """Waiting this long is worth one level of priority."""
 
+    @property
+    def background_tokens(self) -> int:
+        """Tokens of background work in a step that somebody may have to wait for.
+
+        A prompt that has to be computed in one step has no parts to wait for.
+        """
+        if self.whole_prompts:
+            return self.max_num_batched_tokens
+        return max(LEAST_BACKGROUND_TOKENS, self.max_prefill_tokens_mixed // BACKGROUND_SHARE)
+
     def __post_init__(self) -> None:
         """Refuse limits under which nothing could ever run."""
         for name in ("max_num_seqs", "max_num_batched_tokens", "max_prefill_tokens_mixed", "max_model_len"):
@@ -40,17 +55,26 @@ class TokenBudget:
 
     A request that needs one token decodes; one that needs more prefills (or recomputes). Every decode's token is set
     aside before prefill gets any, and next to decodes prefill is capped. Prefill keeps at least one token, so that the
-    request at the head always advances. Part of the prefill can be held for a tenant that is due.
+    request at the head always advances. Part of the prefill can be held for a tenant that is due. Of all this
+    background work may have `background`, and nothing while it is paused.
     """
 
-    __slots__ = ("held", "prefill", "tokens")
+    __slots__ = ("background", "held", "is_paused", "prefill", "tokens")
 
-    def __init__(self, limits: SchedulerLimits, num_decodes: int) -> None:
+    def __init__(
+        self, limits: SchedulerLimits, num_decodes: int, *, background: int = 0, is_paused: bool = False
+    ) -> None:
         self.tokens = limits.max_num_batched_tokens
         self.prefill = self.tokens
         self.held = 0
+        self.background = background
+        self.is_paused = is_paused
         if num_decodes:
             self.prefill = max(1, min(limits.max_prefill_tokens_mixed, self.tokens - num_decodes))
+
+    def limit(self, num_tokens: int) -> int:
+        """How many of the tokens it is offered a request can have that is background work."""
+        return 0 if self.is_paused else min(num_tokens, self.background)
 
     def offer(self, num_wanted: int) -> int:
         """How many of the tokens a request wants it can have."""
@@ -66,8 +90,10 @@ class TokenBudget:
         """Hold so many tokens less."""
         self.held = max(0, self.held - num_tokens)
 
-    def take(self, num_tokens: int, num_wanted: int) -> None:
+    def take(self, num_tokens: int, num_wanted: int, *, is_background: bool = False) -> None:
         """Spend `num_tokens` on a request that wanted `num_wanted`."""
         self.tokens -= num_tokens
+        if is_background:
+            self.background -= num_tokens
         if num_wanted > 1:
             self.prefill -= num_tokens

@@ -21,6 +21,13 @@ RUNNING_PER_SPARE_PAGE = 4
 the last page only to preempt a moment later is work lost."""
 
 
+WATCHED_SECONDS = 10.0
+"""So long after the last request that somebody waited for, steps of background work stay short for the next one."""
+MOST_PAUSED_STEPS = 32
+"""Background work goes on after so many steps in a row without it: a few percent of a busy engine keep it from standing
+still for good."""
+
+
 class Planner:
     """Makes the decision of one step over the roster and the cache."""
 
@@ -37,6 +44,8 @@ class Planner:
         self._lost: dict[Request, int] = {}  # tokens a preempted request had computed, until it has them again
         self._unplaced: Request | None = None  # head of the queue for which there were no pages in the last step
         self._gave_way: Request | None = None  # preempted for another tenant in this step
+        self._watched_until = float("-inf")  # when background work may take long steps again
+        self._num_paused = 0  # steps in a row without background work
 
     def make_way(self) -> None:
         """Where the tenant that is due finds no row or no pages, preempt one request of a tenant with too many."""
@@ -54,12 +63,20 @@ class Planner:
 
     def begin(self, step: int) -> Decision:
         """An empty decision with the step's token budget."""
-        running = self._roster.running
+        running, waiting, background, is_paused = self._roster.running, self._roster.waiting, 0, False
+        if waiting.has_background:
+            background, is_paused = self._background_tokens(), self._is_prompt_awaited()
+            running = [r for r in running if not r.is_background]
         num_decodes = sum([len(r.token_ids) + r.num_in_flight - r.num_computed_tokens == 1 for r in running])
+        if waiting.has_background and not is_paused:
+            others = [r for r in self._roster.running if r.is_background]
+            num_decodes += min(background, sum([r.num_tokens - r.num_computed_tokens == 1 for r in others]))
+            running = running + others
         work = SchedulerOutput(step=step, rows=[], starts=[], num_scheduled=[], samples=[])
-        decision = Decision(work=work, budget=TokenBudget(self._limits, num_decodes))
-        if num_decodes < len(running) and self._roster.waiting.is_contended:
-            self._hold_for_due(decision)
+        budget = TokenBudget(self._limits, num_decodes, background=background, is_paused=is_paused)
+        decision = Decision(work=work, budget=budget)
+        if num_decodes < len(running) and waiting.is_contended:
+            self._hold_for_due(decision, running)
         return decision
 
     def extend(self, decision: Decision) -> None:
@@ -74,12 +91,15 @@ class Planner:
             num_known = len(request.token_ids) + request.num_in_flight
             num_wanted = num_known - request.num_computed_tokens
             num_tokens = offer(num_wanted) if num_wanted == 1 else self._offer(decision, request, num_wanted)
+            is_background = request.is_background
+            if is_background:
+                num_tokens = budget.limit(num_tokens)
             # With its limit reached by tokens known and in flight, only the host's answer is awaited.
             if num_tokens and num_known < request.num_prompt_tokens + request.max_tokens:
                 target = request.num_computed_tokens + num_tokens
                 allocation = self._cache.allocate(request, target) or self._make_room(decision, request, target)
                 if allocation is not None:
-                    budget.take(num_tokens, num_wanted)
+                    budget.take(num_tokens, num_wanted, is_background=is_background)
                     if self._lost or request.num_computed_tokens < request.num_prompt_tokens:
                         self._count(decision, request, request.num_computed_tokens, num_tokens)
                     decision.extend(request, num_tokens, allocation)
@@ -113,8 +133,8 @@ class Planner:
         behind.reverse()  # the youngest of equals goes first; sorting keeps that
         behind.sort(key=lambda victim: victim.num_computed_tokens)
         shares = self._roster.waiting
-        if shares.is_contended:  # and before all, the tenant that has had most
-            behind.sort(key=lambda victim: -shares.share(victim).virtual_time)
+        if shares.is_contended:  # and before all, background work and the tenant that has had most
+            behind.sort(key=lambda victim: (not victim.is_background, -shares.share(victim).virtual_time))
         victims = self._cache.relief(request, num_tokens, behind)
         for victim in victims:
             self._preempt(victim)
@@ -144,6 +164,8 @@ class Planner:
             num_done, cost = hit.num_tokens, cache.cost(request.num_tokens, hit)
         num_wanted = request.num_tokens - num_done
         num_tokens = decision.budget.offer(num_wanted)
+        if request.is_background:
+            num_tokens = decision.budget.limit(num_tokens)
         is_cut = self._limits.whole_prompts and num_tokens < num_wanted
         if not num_tokens or is_cut or cost > num_spare:
             self._unplaced = request if cost > num_spare else None
@@ -155,7 +177,7 @@ class Planner:
         self._roster.start_next()
         self._note_start(request, num_cached=hit.num_tokens if hit is not None else 0)
         self._count(decision, request, num_done, num_tokens)
-        decision.budget.take(num_tokens, num_wanted)
+        decision.budget.take(num_tokens, num_wanted, is_background=request.is_background)
         decision.start(request, num_tokens, page_ids=cache.table(request), allocation=allocation)
         decision.num_reserved_pages += self._num_pages_to_come(request)
         return True
@@ -178,14 +200,41 @@ class Planner:
         if end >= lost:
             self._lost.pop(request, None)
 
-    def _hold_for_due(self, decision: Decision) -> None:
+    def _background_tokens(self) -> int:
+        """How many tokens of background work the step may compute, which is as long as a newcomer waits for its end."""
+        now = self._clock()
+        if self._roster.waiting.has_foreground:
+            self._watched_until = now + WATCHED_SECONDS
+        is_watched = now < self._watched_until
+        return self._limits.background_tokens if is_watched else self._limits.max_num_batched_tokens
+
+    def _is_prompt_awaited(self) -> bool:
+        """Whether the step is left to those who wait for their first token, which more work would keep back."""
+        self._num_paused = self._num_paused + 1 if self._has_prompt() else 0
+        if self._num_paused <= MOST_PAUSED_STEPS:
+            return self._num_paused > 0
+        self._num_paused = 0
+        return False
+
+    def _has_prompt(self) -> bool:
+        """Whether a request that is no background work has prompt tokens to compute in this step."""
+        roster = self._roster
+        if any(r.num_tokens - r.num_computed_tokens > 1 for r in roster.running if not r.is_background):
+            return True
+        if not roster.waiting or not roster.has_free_row:
+            return False
+        head = roster.waiting.peek()
+        return not head.is_background and head is not self._unplaced and not head.num_in_flight
+
+    def _hold_for_due(self, decision: Decision, running: list[Request]) -> None:
         """Hold prefill tokens for the tenant that has had least, against prompts of others that are further ahead."""
-        running, waiting = self._roster.running, self._roster.waiting
+        waiting = self._roster.waiting
         prefills = [request for request in running if request.num_tokens - request.num_computed_tokens > 1]
         candidates = list(prefills)
         if waiting and self._roster.has_free_row:
             head = waiting.peek()
-            if head is not self._unplaced and not head.num_in_flight:
+            is_paused = decision.budget.is_paused and head.is_background
+            if head is not self._unplaced and not head.num_in_flight and not is_paused:
                 candidates.append(head)
         if not candidates:
             return

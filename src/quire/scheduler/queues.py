@@ -18,8 +18,8 @@ from quire.scheduler.budget import SchedulerLimits
 Policy = Callable[[Request], float]
 """A request's place in the order; smaller runs earlier. Called once, when the request enters."""
 PolicyFactory = Callable[[SchedulerLimits], Policy]
-Rank = tuple[float, int, int]
-"""(the policy's number, order of entry, sample index): unique, so that the order is total."""
+Rank = tuple[bool, float, int, int]
+"""(is background work, the policy's number, order of entry, sample index): unique, so that the order is total."""
 
 
 def arrival_order(limits: SchedulerLimits) -> Policy:

@@ -11,14 +11,14 @@ from bisect import insort
 from collections.abc import Iterator
 
 from quire.base.request import Request, RequestStatus
-from quire.scheduler.fair import FairQueue
+from quire.scheduler.lanes import Lanes
 from quire.scheduler.queues import Policy, Rank
 
 
 class Roster:
     """Requests by id, the waiting queue, the running list in rank order, the rows and the deadlines."""
 
-    def __init__(self, num_rows: int, policy: Policy, *, waiting: FairQueue) -> None:
+    def __init__(self, num_rows: int, policy: Policy, *, waiting: Lanes) -> None:
         self.waiting = waiting
         self.running: list[Request] = []
         self.parents: dict[Request, Request] = {}
@@ -45,7 +45,8 @@ class Roster:
         self._by_id[first.request_id] = list(samples)
         self._num_entered += 1
         for sample in samples:
-            self._ranks[sample] = rank = (self._policy(sample), self._num_entered, sample.index)
+            rank = (sample.is_background, self._policy(sample), self._num_entered, sample.index)
+            self._ranks[sample] = rank
             if sample.deadline is not None:
                 heapq.heappush(self._deadlines, (sample.deadline, rank, sample))
         self.waiting.open(samples)

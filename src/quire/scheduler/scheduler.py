@@ -20,8 +20,8 @@ from quire.cache.manager import KVCacheManager
 from quire.scheduler import report
 from quire.scheduler.budget import SchedulerLimits
 from quire.scheduler.collector import Collector
-from quire.scheduler.fair import FairQueue
 from quire.scheduler.intake import make_samples, refusal, refused
+from quire.scheduler.lanes import Lanes
 from quire.scheduler.planner import Planner
 from quire.scheduler.queues import FAIR, make_policy
 from quire.scheduler.roster import Roster
@@ -43,7 +43,7 @@ class Scheduler:
     ) -> None:
         self.limits = limits
         self.cache = cache
-        waiting = FairQueue(by_tenant=limits.policy == FAIR)
+        waiting = Lanes(by_tenant=limits.policy == FAIR)
         self.roster = Roster(limits.max_num_seqs, make_policy(limits), waiting=waiting)
         self.planner = Planner(limits, cache, roster=self.roster, clock=clock)
         self.collector = Collector(cache)
@@ -83,6 +83,9 @@ class Scheduler:
         decision = self.planner.begin(self._num_steps)
         self.planner.extend(decision)  # running requests, first in order first; the tail makes room
         self.planner.admit(decision)  # waiting requests, while tokens, rows and pages allow
+        if not decision.requests and decision.budget.is_paused:  # those background work made room for cannot run yet
+            decision.budget.is_paused = False
+            self.planner.extend(decision)
         if not decision.requests:
             return None
         work = decision.work

@@ -226,5 +226,5 @@ def test_tenants_that_come_once_are_forgotten(sim, prompt, monkeypatch):
     for i in range(200):
         s.add(prompt(i, 2), max_tokens=1, tenant=f"t{i}")
         s.step()
-    queue = s.scheduler.roster.waiting
+    queue = s.scheduler.roster.waiting._foreground
     assert len(queue._idle) + len(queue._open) < 20 and len(queue._heap) < 20

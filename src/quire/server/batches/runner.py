@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from quire.base.request import BACKGROUND_PRIORITY
 from quire.protocol.batches import (
     BatchError,
     BatchErrors,
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
 logger = logging.getLogger(__name__)
-
-BATCH_PRIORITY = 10_000
-"""Lower runs earlier. A waiting request gains a level every 30 seconds, so a line overtakes nobody for days."""
 
 MAX_LINES = 50_000
 MAX_ERRORS = 100
@@ -188,7 +186,7 @@ class BatchRunner:
         """Answer a line and keep its result; while the server is busy the line waits and asks again."""
         body = dict(request.body or {})
         asked = body.get("priority")
-        body["priority"] = max(BATCH_PRIORITY, asked) if isinstance(asked, int) else BATCH_PRIORITY
+        body["priority"] = max(BACKGROUND_PRIORITY, asked) if isinstance(asked, int) else BACKGROUND_PRIORITY
         wait = 0.5
         while True:
             answer = await self._inner.post(request.route, body, owner=owner)
