@@ -67,14 +67,9 @@ class FairQueue:
         self._virtual_now = 0.0
 
     @property
-    def has_open(self) -> bool:
-        """Whether any request has not ended."""
-        return bool(self._open)
-
-    @property
-    def is_contended(self) -> bool:
-        """Whether more than one tenant has unfinished requests."""
-        return len(self._open) > 1
+    def num_tenants(self) -> int:
+        """Tenants with unfinished requests."""
+        return len(self._open)
 
     def share(self, request: Request) -> TenantShare:
         """The account of an unfinished request's tenant."""

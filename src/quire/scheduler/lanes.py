@@ -24,19 +24,17 @@ class Lanes:
     @property
     def has_foreground(self) -> bool:
         """Whether a request somebody waits for has not ended."""
-        return self._foreground.has_open
+        return self._foreground.num_tenants > 0
 
     @property
     def has_background(self) -> bool:
         """Whether background work has not ended."""
-        return self._background.has_open
+        return self._background.num_tenants > 0
 
     @property
     def is_contended(self) -> bool:
         """Whether requests may have to give way to each other: several tenants in a lane, or both lanes."""
-        foreground, background = self._foreground, self._background
-        both = foreground.has_open and background.has_open
-        return both or foreground.is_contended or background.is_contended
+        return self._foreground.num_tenants + self._background.num_tenants > 1
 
     def share(self, request: Request) -> TenantShare:
         """The account of an unfinished request's tenant, in the request's lane."""
@@ -72,7 +70,7 @@ class Lanes:
 
     def charge(self, requests: list[Request], num_scheduled: list[int], recomputed: Mapping[Request, int]) -> None:
         """Enter one step's tokens in the accounts, those computed again after a preemption (`recomputed`) left out."""
-        if not self._background.has_open:
+        if not self._background.num_tenants:
             self._foreground.charge(requests, num_scheduled, recomputed)
             return
         for lane, is_background in ((self._foreground, False), (self._background, True)):

@@ -12,6 +12,7 @@ from quire.base.paging import pages_for
 from quire.base.request import Request, RequestStatus
 from quire.base.step import SchedulerOutput
 from quire.cache.manager import Allocation, KVCacheManager
+from quire.scheduler.background import BackgroundWatch
 from quire.scheduler.budget import SchedulerLimits, TokenBudget
 from quire.scheduler.decision import Decision
 from quire.scheduler.roster import Roster
@@ -19,13 +20,6 @@ from quire.scheduler.roster import Roster
 RUNNING_PER_SPARE_PAGE = 4
 """One page stays free for so many running requests when another is admitted: they will soon need it, and admitting into
 the last page only to preempt a moment later is work lost."""
-
-
-WATCHED_SECONDS = 10.0
-"""So long after the last request that somebody waited for, steps of background work stay short for the next one."""
-MOST_PAUSED_STEPS = 32
-"""Background work goes on after so many steps in a row without it: a few percent of a busy engine keep it from standing
-still for good."""
 
 
 class Planner:
@@ -44,8 +38,7 @@ class Planner:
         self._lost: dict[Request, int] = {}  # tokens a preempted request had computed, until it has them again
         self._unplaced: Request | None = None  # head of the queue for which there were no pages in the last step
         self._gave_way: Request | None = None  # preempted for another tenant in this step
-        self._watched_until = float("-inf")  # when background work may take long steps again
-        self._num_paused = 0  # steps in a row without background work
+        self._background = BackgroundWatch(limits, roster, clock=clock)
 
     def make_way(self) -> None:
         """Where the tenant that is due finds no row or no pages, preempt one request of a tenant with too many."""
@@ -65,7 +58,7 @@ class Planner:
         """An empty decision with the step's token budget."""
         running, waiting, background, is_paused = self._roster.running, self._roster.waiting, 0, False
         if waiting.has_background:
-            background, is_paused = self._background_tokens(), self._is_prompt_awaited()
+            background, is_paused = self._background.num_tokens(), self._background.is_paused(self._unplaced)
             running = [r for r in running if not r.is_background]
         num_decodes = sum([len(r.token_ids) + r.num_in_flight - r.num_computed_tokens == 1 for r in running])
         if waiting.has_background and not is_paused:
@@ -199,32 +192,6 @@ class Planner:
         self.num_prompt_tokens += max(0, min(end, request.num_prompt_tokens) - max(start, lost))
         if end >= lost:
             self._lost.pop(request, None)
-
-    def _background_tokens(self) -> int:
-        """How many tokens of background work the step may compute, which is as long as a newcomer waits for its end."""
-        now = self._clock()
-        if self._roster.waiting.has_foreground:
-            self._watched_until = now + WATCHED_SECONDS
-        is_watched = now < self._watched_until
-        return self._limits.background_tokens if is_watched else self._limits.max_num_batched_tokens
-
-    def _is_prompt_awaited(self) -> bool:
-        """Whether the step is left to those who wait for their first token, which more work would keep back."""
-        self._num_paused = self._num_paused + 1 if self._has_prompt() else 0
-        if self._num_paused <= MOST_PAUSED_STEPS:
-            return self._num_paused > 0
-        self._num_paused = 0
-        return False
-
-    def _has_prompt(self) -> bool:
-        """Whether a request that is no background work has prompt tokens to compute in this step."""
-        roster = self._roster
-        if any(r.num_tokens - r.num_computed_tokens > 1 for r in roster.running if not r.is_background):
-            return True
-        if not roster.waiting or not roster.has_free_row:
-            return False
-        head = roster.waiting.peek()
-        return not head.is_background and head is not self._unplaced and not head.num_in_flight
 
     def _hold_for_due(self, decision: Decision, running: list[Request]) -> None:
         """Hold prefill tokens for the tenant that has had least, against prompts of others that are further ahead."""

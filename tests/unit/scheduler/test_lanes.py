@@ -5,7 +5,7 @@ import random
 import pytest
 
 from quire.base.request import BACKGROUND_PRIORITY
-from quire.scheduler.planner import MOST_PAUSED_STEPS, WATCHED_SECONDS
+from quire.scheduler.background import MOST_PAUSED_STEPS, WATCHED_SECONDS
 
 LIMITS = {"num_pages": 200, "page_size": 8, "max_num_batched_tokens": 256, "max_prefill_tokens_mixed": 128}
 SHORT = 128 // 8
