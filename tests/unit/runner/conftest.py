@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -83,6 +84,32 @@ class TinyModel:
         return hidden @ self.embedding.double().T * LOGIT_SCALE
 
 
+class Alternating:
+    """A constraint that allows one set of tokens, then the next, and so on around."""
+
+    failure = None
+    is_complete = False
+
+    def __init__(self, *sets: set[int]) -> None:
+        self.sets = sets
+        self.num_accepted = 0
+
+    @property
+    def allowed(self) -> set[int]:
+        return self.sets[self.num_accepted % len(self.sets)]
+
+    def fill(self, address: int, num_bytes: int) -> None:
+        bits = sum(1 << token for token in self.allowed)
+        ctypes.memmove(address, bits.to_bytes(num_bytes, "little"), num_bytes)
+
+    def accept(self, token_id: int) -> None:
+        assert token_id in self.allowed
+        self.num_accepted += 1
+
+    def fork(self) -> Alternating:
+        raise AssertionError("the runner never forks a constraint")
+
+
 @dataclass(eq=False)
 class Job:
     """One request as the driver keeps it."""
@@ -98,6 +125,7 @@ class Job:
     is_started: bool = False
     stop_ids: tuple[int, ...] = ()
     bad_words: tuple[tuple[int, ...], ...] = ()
+    constraint: Alternating | None = None
     logprobs: list = field(default_factory=list)
     prompt_logprobs: list = field(default_factory=list)
 
@@ -149,6 +177,7 @@ class Driver:
                         seed=job.seed,
                         stop_ids=job.stop_ids,
                         bad_words=job.bad_words,
+                        is_constrained=job.constraint is not None,
                     )
                 )
             else:
@@ -159,6 +188,8 @@ class Driver:
             work.samples.append(end == len(job.token_ids) + job.num_in_flight)
             job.num_computed = end
             job.num_in_flight += work.samples[-1]
+            if work.samples[-1] and job.constraint is not None:
+                work.constraints.append((job.row, job.constraint))
         return work
 
     def commit(self, parts: dict[Job, int], sampled: SampledTokens) -> SampledTokens:
@@ -166,6 +197,8 @@ class Driver:
             tokens = sampled.token_ids[line]
             job.num_in_flight -= len(tokens)
             job.token_ids += tokens
+            for token in tokens if job.constraint is not None else ():
+                job.constraint.accept(token)
             if sampled.logprobs is not None:
                 job.logprobs += sampled.logprobs[line] or []
             job.prompt_logprobs += sampled.prompt_logprobs.get(line, [])
@@ -192,6 +225,11 @@ class Driver:
             if not left:
                 return [job.output for job in jobs]
             self.step({job: min(chunk, len(job.token_ids) - job.num_computed) for job in left})
+
+
+@pytest.fixture
+def alternating() -> type[Alternating]:
+    return Alternating
 
 
 @pytest.fixture

@@ -97,3 +97,15 @@ def test_controls_logprobs_and_failures_come_back(make_driver):
     sampled = driver.step({job: 1, victim: 1})
     assert list(sampled.failed_rows) == [1]
     assert len(job.output) == 5
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=0.0), SEEDED], ids=["greedy", "seeded"])
+def test_masks_are_applied_on_the_gpu_and_touch_their_rows_alone(make_driver, solo, alternating, params):
+    """S49: a row under a constraint beside others."""
+    first, second = {2, 3, 5, 60}, {1, 40, 41}
+    driver = make_driver()
+    held = driver.add(0, PROMPTS[0], params, seed=3, constraint=alternating(first, second))
+    free = driver.add(1, PROMPTS[1], params, seed=4)
+    driver.run([held, free], 8)
+    assert set(held.output[::2]) <= first and set(held.output[1::2]) <= second
+    assert free.output == solo(PROMPTS[1], 8, params, seed=4)
