@@ -61,6 +61,13 @@ class LiveServer:
             time.sleep(0.05)
         raise AssertionError(f"not ready (exit status {self.process.poll()}):\n{self.output}")
 
+    @property
+    def admin_url(self) -> str:
+        """Where its administrator finds the routes, as the log says."""
+        match = re.search(r"(http://[\w.\[\]:]+:\d+)/admin/", self.output)
+        assert match, self.output
+        return match[1]
+
     def children(self) -> list[int]:
         """Process ids of the whole tree below the server."""
         found, fresh = [], [self.process.pid]

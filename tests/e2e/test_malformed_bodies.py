@@ -33,6 +33,27 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"model": "quire-demo", "input": ["a", "b"], "dimensions": 8},
     "/pooling": {"model": "quire-demo", "input": [1, 2]},
     "/classify": {"model": "quire-demo", "input": "a"},
+    "/v1/responses": {
+        "model": "quire-demo",
+        "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}],
+        "instructions": "Be kind.",
+        "max_output_tokens": 1,
+        "tools": [{"type": "function", "name": "f", "parameters": {"type": "object"}}],
+        "text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "object"}}},
+        "previous_response_id": None,
+        "store": False,
+    },
+    "/v1/messages": {
+        "model": "quire-demo",
+        "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+        "system": "Be kind.",
+        "max_tokens": 1,
+        "stop_sequences": ["a"],
+        "tools": [{"name": "f", "input_schema": {"type": "object"}}],
+        "tool_choice": {"type": "auto"},
+        "metadata": {"user_id": "x"},
+    },
+    "/v1/messages/count_tokens": {"model": "quire-demo", "messages": [{"role": "user", "content": "Hi"}]},
     "/tokenize": {"model": "quire-demo", "prompt": "text"},
     "/detokenize": {"model": "quire-demo", "tokens": [1, 2, 3]},
     "/v1/rerank": {"model": "quire-demo", "query": "a", "documents": ["b", "c"]},
@@ -40,6 +61,8 @@ ROUTES: dict[str, dict[str, Any]] = {
     "/v1/batches": {"input_file_id": "file-x", "endpoint": "/v1/completions", "completion_window": "24h"},
     "/v1/files": {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"},
 }
+ANTHROPIC_ROUTES = ("/v1/messages", "/v1/messages/count_tokens")
+"""Errors have another shape there."""
 JUNK: list[Any] = [
     *(None, True, -1, 0, 1.5, 2**31, 2**63, -(2**70), 10**300, "", "x", "\x00", "x" * 5000, "💥", "../../etc/passwd"),
     *([], {}, [[]], {"a": {"b": []}}, [None] * 50, {"": ""}, ["x", 1, {}], [[1], ["a"]], {"type": "object"}),
@@ -121,6 +144,9 @@ def _check(path: str, body: bytes, answer: httpx.Response) -> None:
         return
     assert answer.headers["content-type"] == "application/json" and len(answer.content) <= 4096, where
     found = answer.json()
+    if path in ANTHROPIC_ROUTES:
+        assert set(found) == {"type", "error", "request_id"} and set(found["error"]) == {"type", "message"}, where
+        return
     assert set(found) == {"error"} and set(found["error"]) == {"message", "type", "param", "code"}, where
     error = found["error"]
     assert isinstance(error["message"], str) and isinstance(error["type"], str), where

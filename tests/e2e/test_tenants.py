@@ -31,7 +31,7 @@ def test_a_flood_of_long_answers_does_not_hold_up_another_tenant(start_server, r
         return httpx.post(server.url + CHAT, json=body, headers=headers, timeout=60).raise_for_status()
 
     def usage(name):
-        answer = httpx.get(f"{server.url}/admin/tenants", headers={"x-api-key": "admin-key"}).raise_for_status()
+        answer = httpx.get(f"{server.admin_url}/admin/tenants", headers={"x-api-key": "admin-key"}).raise_for_status()
         listed = answer.json()["tenants"]
         return next(tenant["usage"] for tenant in listed if tenant["name"] == name)
 

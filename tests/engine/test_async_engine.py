@@ -2,6 +2,9 @@
 
 import asyncio
 import itertools
+import threading
+import time
+from concurrent.futures import Future
 
 import pytest
 
@@ -14,6 +17,8 @@ from quire.base.errors import (
     StepError,
     TemplateError,
 )
+from quire.base.structured import StructuredOutputsParams
+from quire.engine.text_front import TextFront
 
 LONG = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
 SHORT = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
@@ -141,6 +146,33 @@ async def test_a_deadline_ends_a_queued_request():
         await engine.close()
 
 
+async def test_a_deadline_holds_while_a_grammar_is_tried(engine, monkeypatch):
+    """REL-19, SEC-18: a grammar that takes its five seconds does not take those of a request that has less."""
+    verdict: Future[None] = Future()
+    monkeypatch.setattr(engine._grammars, "submit", lambda grammar: verdict)
+    params = SamplingParams(max_tokens=4, structured_outputs=StructuredOutputsParams(regex="a+"))
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError, match="grammar"):
+        await engine.submit("x", params, request_id=_id(), timeout=0.05)
+    assert time.monotonic() - began < 2
+    assert await _idle(engine)
+
+
+async def test_many_words_to_avoid_are_spelled_once_and_off_the_loop(engine, monkeypatch):
+    """SEC-22: a batch of prompts brings the same words with each, and the loop goes on meanwhile."""
+    threads, encode = [], engine.tokenizer.encode
+
+    def noting(text, **options):
+        threads.append(threading.current_thread())
+        return encode(text, **options)
+
+    monkeypatch.setattr(engine.tokenizer, "encode", noting)
+    params = SamplingParams(max_tokens=1, bad_words=["x" * 1000 + str(i) for i in range(8)])
+    for _ in range(3):
+        await (await engine.submit([5, 6], params, request_id=_id())).aclose()
+    assert len(threads) == 16 and threading.current_thread() not in threads
+
+
 async def test_invalid_requests_raise_before_anything_is_queued(engine):
     """SEC-13, SEC-33: ids and salt are checked at the door; a used id is refused."""
     with pytest.raises(InvalidRequestError):
@@ -256,7 +288,7 @@ async def test_a_reader_that_holds_too_much_is_ended(engine, monkeypatch):
 
 async def test_chat_without_a_template_is_a_clear_error(engine):
     """S53: base models serve completions."""
-    engine.chat_template = None
+    engine.texts = TextFront(engine.tokenizer, None)
     with pytest.raises(TemplateError, match="--chat-template"):
         await engine.render_chat([{"role": "user", "content": "x"}])
 

@@ -122,6 +122,7 @@ def test_long_prompts_in_chunks_and_preemption_change_nothing():
     [({"json": {"not": {}}}, "not"), ({"regex": "("}, "regex"), ({"grammar": "start: x"}, "x")],
 )
 def test_a_constraint_that_cannot_be_is_refused_before_anything_runs(llm, given, said):
+    """SEC-16: the front end finds out, and the engine takes no step for it."""
     before = llm.stats.step
     with pytest.raises(InvalidRequestError, match=said) as caught:
         llm.generate(["a", "b"], [SamplingParams(), params(**given)], use_tqdm=False)

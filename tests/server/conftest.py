@@ -19,8 +19,9 @@ from quire.base.metrics import EngineStats
 from quire.base.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
 from quire.base.sampling import SamplingParams, check_token_ids
 from quire.engine.info import EngineInfo
-from quire.server.app import create_app
-from quire.server.serve import ServerLife, bind
+from quire.engine.text_front import TextFront
+from quire.server.app import create_admin_app, create_app
+from quire.server.serve import ServerLife, bind, bind_admin
 
 BOS, EOS = 256, 257
 VOCAB_ROWS = 260
@@ -156,6 +157,7 @@ class FakeEngine:
             tool_format="hermes", reasoning_format="none", thinking_switch=None, reads_effort=False
         )
         self.chat_template: Any = SimpleNamespace(name="fake", traits=lambda tools: self.traits)
+        self.texts = TextFront(self.tokenizer, None)
         self.stats = EngineStats(step=7, num_pages=100, num_used_pages=25, generation_tokens=42)
         self.requests = _FakeRequests(self)
         self.failure: str | None = None
@@ -180,7 +182,7 @@ class FakeEngine:
         return text + "<assistant>" * bool(kwargs.get("add_generation_prompt")), []
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        return (await self.texts.tokenize([text], add_special_tokens=add_special_tokens))[0]
 
     async def submit(
         self, prompt: Any, params: SamplingParams, *, request_id: str, delta: bool = False, **options: Any
@@ -284,6 +286,7 @@ class FakeEngine:
 
     async def close(self) -> None:
         self.closed = True
+        self.texts.close()
         self.fail_after = (0, EngineDeadError("the engine was closed"))
 
 
@@ -297,6 +300,7 @@ class LiveServer:
         self.url = ""
         self.app = create_app(None, config)
         self._listener = bind(config)
+        self._admin_listener = bind_admin(config, self._listener)
         self._ready = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._life: ServerLife | None = None
@@ -312,12 +316,18 @@ class LiveServer:
             return self.engine
 
         self._loop = asyncio.get_running_loop()
-        self._life = ServerLife(self.app, self._listener, self.config)
+        self._life = ServerLife(self.app, self._listener, self.config, admin_listener=self._admin_listener)
         return await self._life.run(start, self._on_ready)
 
     def _on_ready(self, url: str) -> None:
         self.url = url
         self._ready.set()
+
+    @property
+    def admin_url(self) -> str:
+        """Where the administrator's routes are."""
+        assert self._life is not None and self._life.admin_url is not None
+        return self._life.admin_url
 
     def signal(self) -> None:
         """What SIGTERM does."""
@@ -359,6 +369,17 @@ def make_http() -> Callable[..., httpx.AsyncClient]:
         client = httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers)
         client.app = app  # type: ignore[attr-defined]
         return client
+
+    return make
+
+
+@pytest.fixture
+def make_admin() -> Callable[..., httpx.AsyncClient]:
+    """A client of the administrator's app of the server that a client of `make_http` talks to."""
+
+    def make(http: httpx.AsyncClient) -> httpx.AsyncClient:
+        transport = httpx.ASGITransport(app=create_admin_app(http.app), raise_app_exceptions=False)
+        return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     return make
 

@@ -127,11 +127,11 @@ def test_probes_answer_while_many_streams_run(live, engine) -> None:
         sock.close()
 
 
-def test_a_body_over_the_cap_is_413_declared_or_not(live, monkeypatch) -> None:
+def test_a_body_over_the_cap_is_413_declared_or_not(make_live, engine) -> None:
     """SEC-23: the declared length is believed when it is too large, and not when it is missing."""
-    monkeypatch.setattr("quire.server.limits.MAX_BODY_BYTES", 1000)
+    live = make_live(engine, max_body_bytes=1024)
     headers = {"content-type": "application/json"}
-    declared = httpx.post(live.url + CHAT, content=b"x" * 1001, headers=headers)
+    declared = httpx.post(live.url + CHAT, content=b"x" * 1025, headers=headers)
     chunked = httpx.post(live.url + CHAT, content=iter([b"x" * 600] * 2), headers=headers)
     for response in (declared, chunked):
         assert response.status_code == 413 and response.json()["error"]["code"] == "body_too_large"
@@ -142,8 +142,9 @@ def test_connections_stay_open_longer_than_pools_keep_them() -> None:
     from fastapi import FastAPI
 
     from quire.server import serve
+    from quire.server.connections import Connections
 
-    config = serve._uvicorn_config(FastAPI())
+    config = serve._uvicorn_config(FastAPI(), Connections(1))
     assert config.timeout_keep_alive >= 75 and config.h11_max_incomplete_event_size == 65536
 
 

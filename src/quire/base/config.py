@@ -22,6 +22,7 @@ BUILTIN_MODEL = "quire-demo"
 API_KEY_VARIABLE = "QUIRE_API_KEY"
 """Environment variable that holds the API key, for servers that accept one and for clients that send it."""
 
+MAX_PORT = 65535
 PAGE_SIZES = (8, 16, 32, 64, 128)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES = (*DTYPES, "int8")
@@ -199,10 +200,18 @@ class ServerConfig:
     """The HTTP server in front of an engine."""
 
     host: str = option("127.0.0.1", "Address to listen on.")
-    port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=65535)
+    port: int = option(8000, "Port to listen on; 0 picks a free one.", low=0, high=MAX_PORT)
     api_key: tuple[str, ...] = option((), "Keys that are accepted as bearer tokens; none leaves the server open.")
     tenants_file: str | None = option(None, "YAML file of tenants with keys, weights and quotas; read again on change.")
     admin_key: str | None = option(None, "Key (or sha256:DIGEST) of the /admin routes, which exist only with it.")
+    admin_host: str = option("127.0.0.1", "Address to listen on for the /admin routes.", flag=False)
+    admin_port: int | None = option(
+        None,
+        "Port to listen on for the /admin routes, 0 for a free one; the one after --port when not given.",
+        low=0,
+        high=MAX_PORT,
+        flag=False,
+    )
     max_queued_tokens: int | None = option(
         None, "Prompt tokens that may wait for their first output token; more are refused with 503.", low=1
     )
@@ -218,6 +227,16 @@ class ServerConfig:
     reasoning_parser: str = option("auto", "How the model marks its reasoning; auto reads it off the chat template.")
     files_dir: str | None = option(None, "Folder for uploaded files and batches; without it there are none.")
     request_timeout: float | None = option(None, "Seconds any request may take, queue included.", low=0.001)
+    max_body_bytes: int = option(32 * 2**20, "Longest body of a request, in bytes.", low=1024, flag=False)
+    max_connections: int = option(
+        8192, "Connections that may be open; those beyond get 503 and Retry-After, probes an answer.", low=1, flag=False
+    )
+    max_connections_per_address: int | None = option(
+        None, "Connections that may be open from one address; for servers without a proxy in front.", low=1, flag=False
+    )
+    allow_request_chat_template: bool = option(
+        False, "Let requests bring a chat template of their own; it runs in a sandbox.", flag=False
+    )
     metrics_compat: str = option("vllm", "Also export metrics under another engine's names.", choices=("vllm", "none"))
     log_level: str = option("info", "Detail of the log.", choices=("debug", "info", "warning", "error"))
     log_style: str = option("text", "Shape of the log.", choices=("text", "json"))
@@ -227,6 +246,10 @@ class ServerConfig:
         _check_fields(self)
         if self.admin_key == "":
             raise ConfigError("admin_key is empty; give a key, or leave it out to have no /admin routes")
+        if self.admin_key is None and (self.admin_port is not None or self.admin_host != "127.0.0.1"):
+            raise ConfigError("admin_host and admin_port are for the /admin routes, which exist only with --admin-key")
+        if self.admin_key is not None and self.admin_port is None and self.port == MAX_PORT:
+            raise ConfigError(f"port is {MAX_PORT}, so no port comes after it for the /admin routes; set admin_port")
         if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
             raise ConfigError(f"root_path is {self.root_path!r}; it starts with / and does not end with one")
 

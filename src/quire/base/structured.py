@@ -9,6 +9,9 @@ from typing import Any
 from quire.base.errors import InvalidRequestError
 
 FIELD = "structured_outputs"
+MAX_CHOICES = 1024
+MAX_TAGS = 256
+"""Structures, and triggers, of a structural tag."""
 
 
 @dataclass(kw_only=True)

@@ -1,19 +1,20 @@
 """The asynchronous front of an engine: text in, `RequestOutput`s out, many requests at once. Never imports torch.
 
-Runs on one event loop. Tokenizing and rendering of anything long happens in a worker thread; detokenizing happens as
-the engine's messages arrive, one message per step for all requests.
+Runs on one event loop. Tokenizing and rendering of anything long happens in threads (`engine/text_front.py`);
+detokenizing happens as the engine's messages arrive, one message per step for all requests.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from quire.base import errors
 from quire.base.config import EngineConfig
-from quire.base.errors import EngineDeadError, OverloadedError, QuireError
+from quire.base.errors import DeadlineExceededError, EngineDeadError, OverloadedError, QuireError, TemplateError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import RequestOutput
 from quire.base.pooling import PoolingParams
@@ -25,14 +26,14 @@ from quire.engine.messages import AddMessage, StepMessage
 from quire.engine.open_requests import OpenRequests, OutputStream
 from quire.engine.process import EngineProcess
 from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, check_remote_logprobs, grammar_checker
+from quire.engine.text_front import TextFront
+from quire.engine.text_pool import INLINE_CHARACTERS
 from quire.models.hub import local_directory
 from quire.text.chat import ChatTemplate
-from quire.text.messages import to_template_messages
+from quire.text.grammar_checker import GrammarChecker
 from quire.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-_INLINE_CHARACTERS = 4096
-"""Shorter texts are tokenized on the loop: that takes less time than handing them to a thread."""
 
 
 class AsyncEngine:
@@ -57,6 +58,7 @@ class AsyncEngine:
         self._client = client
         self._preparer = RequestPreparer(info, tokenizer)
         self._grammars = grammar_checker(info)
+        self.texts = TextFront(tokenizer, chat_template)
 
     @classmethod
     async def start(
@@ -111,25 +113,12 @@ class AsyncEngine:
         return self.requests.stalled_seconds() > self.step_timeout
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; long texts are encoded off the event loop."""
-        if len(text) <= _INLINE_CHARACTERS:
-            return self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-        return await asyncio.to_thread(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+        """Token ids of a text; raises InvalidRequestError for one that is longer than any model reads."""
+        return (await self.texts.tokenize([text], add_special_tokens=add_special_tokens))[0]
 
-    async def render_chat(self, messages: list[dict[str, Any]], **kwargs: Any) -> tuple[str, list[str]]:
-        """The prompt of a conversation under the model's chat template, and notes on what was substituted.
-
-        Raises:
-            TemplateError: no chat template, or it refuses the conversation.
-        """
-        template = self.chat_template
-        if template is None:
-            raise errors.TemplateError(
-                f"the model {self.info.served_names[0]} has no chat template; use completions, or give one with "
-                f"--chat-template"
-            )
-        rendered, notes = to_template_messages(messages, template, tools=kwargs.get("tools"))
-        return await asyncio.to_thread(template.render, rendered, **kwargs), notes
+    async def render_chat(self, messages: list[dict[str, Any]], /, **kwargs: Any) -> tuple[str, list[str]]:
+        """The prompt of a conversation under the model's chat template; see `TextFront.render`."""
+        return await self.texts.render(messages, **kwargs)
 
     async def generate(
         self,
@@ -175,12 +164,13 @@ class AsyncEngine:
             prompt = {"prompt": prompt, "prompt_token_ids": await self.tokenize(prompt)}
             self._check_accepting()  # the engine may have died, and the queue filled up, in the meantime
         params = sampling_params or self.info.default_params()
+        await _spell_bad_words(self.texts, self._preparer, params)
         prepared = self._preparer.prepare(prompt, params, request_id=request_id, options=RequestOptions(**options))
         if self._client.is_remote:
             check_remote_logprobs(prepared.engine)
         if prepared.engine.grammar is not None:
-            await asyncio.wrap_future(self._grammars.submit(prepared.engine.grammar))
-            self._check_accepting()
+            await _try_grammar(self._grammars, prepared.engine.grammar, prepared.engine.deadline)
+        self._check_accepting()
         opened = self.requests.add(RequestCollector(prepared, self.tokenizer, delta=delta))
         self._client.send(AddMessage([prepared.engine]))
         return OutputStream(self.requests, opened)
@@ -215,6 +205,7 @@ class AsyncEngine:
         self.requests.fail_all(EngineDeadError("the engine was closed"))
         self.failure = self.failure or "closed"
         self._grammars.close()
+        self.texts.close()
         await self._client.close()
 
     def on_step(self, message: StepMessage) -> None:
@@ -248,7 +239,37 @@ def _text_of_local(config: EngineConfig) -> tuple[Tokenizer, ChatTemplate | None
 
 
 def _load_text(path: str, config: EngineConfig) -> tuple[Tokenizer, ChatTemplate | None]:
-    return Tokenizer.load(path), ChatTemplate.load(path, override_path=config.model.chat_template)
+    tokenizer = Tokenizer.load(path)
+    template = ChatTemplate.load(path, override_path=config.model.chat_template)
+    if template is not None:
+        with contextlib.suppress(TemplateError):  # each request for chat will be told
+            template.traits(None)  # kept, so that the event loop never waits for a rendering to ask for them
+            template.traits([])
+    return tokenizer, template
+
+
+async def _spell_bad_words(texts: TextFront, preparer: RequestPreparer, params: SamplingParams | PoolingParams) -> None:
+    """Have words that are to be avoided tokenized off the event loop where they are many; `prepare` then knows them."""
+    if isinstance(params, PoolingParams) or not params.bad_words:
+        return
+    words = [word for word in params.bad_words if isinstance(word, str)]  # `prepare` refuses anything else
+    size = sum(map(len, words))
+    if size > INLINE_CHARACTERS:
+        await texts.run(size, preparer.bad_words, words)
+
+
+async def _try_grammar(grammars: GrammarChecker, grammar: str, deadline: float | None) -> None:
+    """Wait for the verdict on a grammar, for as long as its request has time.
+
+    Raises:
+        DeadlineExceededError: it has none left. InvalidRequestError, OverloadedError: as `GrammarChecker.submit`.
+    """
+    verdict = asyncio.wrap_future(grammars.submit(grammar))
+    try:
+        async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
+            await verdict
+    except TimeoutError:
+        raise DeadlineExceededError("the request's deadline passed while its grammar was compiled") from None
 
 
 class _Hooks:

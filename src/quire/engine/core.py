@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import time
@@ -77,7 +78,7 @@ class EngineCore:
     def advance(self) -> list[TokenOutput]:
         """Take one step, plain or overlapped as chosen at the start, and count its time."""
         if len(self._gate) and not (self.has_work or self._ended):  # nothing to do but to wait for a grammar
-            self._handle(self.inbox.get())
+            self._sleep()
         began = time.perf_counter()
         try:
             return self._take_step()
@@ -116,7 +117,7 @@ class EngineCore:
             if not self.has_work:
                 if self._debug:
                     self.scheduler.check()
-                self._handle(self.inbox.get())
+                self._sleep()
             steps = self._num_steps
             try:
                 outputs = self.advance()
@@ -170,6 +171,12 @@ class EngineCore:
         while not self.inbox.empty():  # this thread is the only consumer
             self._handle(self.inbox.get())
         self._ended += self.scheduler.expire()
+        self._ended += self._gate.expire()
+
+    def _sleep(self) -> None:
+        """Wait for a message, or until a request whose grammar is being compiled has no time left."""
+        with contextlib.suppress(queue.Empty):
+            self._handle(self.inbox.get(timeout=self._gate.seconds_left()))
 
     def _handle(self, message: ToEngine | GrammarReady) -> None:
         match message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -26,9 +27,16 @@ class GrammarReady:
 class GrammarGate:
     """Holds requests back while their grammars compile. Used by the step loop's thread only."""
 
-    def __init__(self, compiler: GrammarCompiler, notify: Callable[[GrammarReady], None]) -> None:
+    def __init__(
+        self,
+        compiler: GrammarCompiler,
+        notify: Callable[[GrammarReady], None],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._compiler = compiler
         self._notify = notify
+        self._clock = clock
         self._held: dict[str, tuple[EngineRequest, Future[GrammarConstraint]]] = {}
 
     def __len__(self) -> int:
@@ -61,6 +69,23 @@ class GrammarGate:
             return add(request, future.result())
         logger.error("request %s: its grammar could not be compiled", request_id, exc_info=error)
         return refused(request, "StepError", first_line(f"the grammar cannot be compiled: {error}"))
+
+    def expire(self) -> list[TokenOutput]:
+        """End held requests whose deadline has passed: what their grammar turns out to be no longer matters."""
+        if not self._held:
+            return []
+        now = self._clock()
+        timed = [(request, request.deadline) for request, _ in self._held.values()]
+        late = [request for request, deadline in timed if deadline is not None and deadline <= now]
+        for request in late:
+            del self._held[request.request_id]
+        message = "the request's deadline passed while its grammar was compiled"
+        return [output for request in late for output in refused(request, "DeadlineExceededError", message)]
+
+    def seconds_left(self) -> float | None:
+        """Until `expire` has something to do; None when it never will."""
+        deadlines = [request.deadline for request, _ in self._held.values() if request.deadline is not None]
+        return max(0.0, min(deadlines) - self._clock()) if deadlines else None
 
     def abort(self, request_ids: Iterable[str]) -> list[TokenOutput]:
         """Drop held requests; the outputs that end their samples."""

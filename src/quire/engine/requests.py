@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import math
@@ -21,6 +22,7 @@ from quire.text.tokenizer import Tokenizer
 
 MAX_LOGPROBS_BYTES = 64 * 2**20
 """Log-probabilities one request may have sent between processes at once."""
+_KEPT_WORD_LISTS = 16
 _LOGPROB_BYTES = 20  # one entry in a message: id, number, rank
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
@@ -65,6 +67,8 @@ class RequestPreparer:
         self._info = info
         self._tokenizer = tokenizer
         self._numbers = itertools.count()
+        # Every prompt of a request brings the same words.
+        self._spelled = functools.lru_cache(maxsize=_KEPT_WORD_LISTS)(self._spell)
 
     def encode(self, prompt: Prompt) -> tuple[list[int], str | None]:
         """Token ids of a prompt and its text; raises InvalidRequestError for a prompt of no known form."""
@@ -121,7 +125,7 @@ class RequestPreparer:
             cache_salt=options.cache_salt,
             tenant=options.tenant,
             weight=options.weight,
-            bad_words_token_ids=self._bad_words(params.bad_words),
+            bad_words_token_ids=self.bad_words(params.bad_words),
             grammar=None if structured is None else grammar_of(structured),
             pooling=pooling,
         )
@@ -178,11 +182,17 @@ class RequestPreparer:
         digest = hashlib.sha256(f"{self._info.seed}:{number}".encode()).digest()
         return int.from_bytes(digest[:8], "little", signed=True)
 
-    def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
-        """Token sequences of every bad word, at the start of a text and after a space, which tokenizers tell apart."""
+    def bad_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token sequences of every bad word, at the start of a text and after a space, which tokenizers tell apart.
+
+        The last few lists are kept, so asking in a thread beforehand makes `prepare` quick.
+        """
+        return [list(ids) for ids in self._spelled(tuple(words))]
+
+    def _spell(self, words: tuple[str, ...]) -> list[tuple[int, ...]]:
         spellings = [spelling for word in words for spelling in (word.lstrip(), " " + word.lstrip())]
         encoded = (tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
-        return [list(ids) for ids in dict.fromkeys(encoded) if ids]
+        return [ids for ids in dict.fromkeys(encoded) if ids]
 
 
 def grammar_checker(info: EngineInfo) -> GrammarChecker:

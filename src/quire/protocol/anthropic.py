@@ -12,7 +12,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.chat import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
-from quire.protocol.common import Effort, NonEmpty, Priority, Seconds
+from quire.protocol.common import Effort, LogitBias, NonEmpty, Priority, Seconds, StopStrings
 
 ToolName = Annotated[str, Meta(min_length=1, max_length=256)]
 Blocks = Annotated[list[dict[str, Any]], Meta(max_length=MAX_PARTS)]
@@ -146,7 +146,7 @@ class MessagesRequest(ConversationFields, kw_only=True, forbid_unknown_fields=Tr
 
     max_tokens: Annotated[int, Meta(ge=1)]
     stream: bool | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: StopStrings | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -156,7 +156,7 @@ class MessagesRequest(ConversationFields, kw_only=True, forbid_unknown_fields=Tr
 
     seed: int | None = None
     min_p: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     priority: Priority | None = None
     cache_salt: NonEmpty | None = None
     timeout: Seconds | None = None

@@ -11,6 +11,8 @@ from quire.protocol.common import Effort, PromptLogprobs, SamplingFields, Usage
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
+MAX_TOTAL_PARTS = 16_384
+"""Of all messages of a request together."""
 MAX_TOOLS = 256
 
 ROLES = ("developer", "system", "user", "assistant", "tool", "function")
@@ -67,6 +69,8 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     modalities: list[str] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
+    """Taken only where the operator lets requests bring one."""
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Effort | None = None
 

@@ -7,11 +7,16 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from quire.base.sampling import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS
+from quire.base.structured import MAX_CHOICES, MAX_TAGS
+
 MAX_TOKEN_IDS = 1 << 20
 """Most token ids in one list of a request."""
 
 TokenIds = Annotated[list[int], Meta(max_length=MAX_TOKEN_IDS)]
 ShortIds = Annotated[list[int], Meta(max_length=1 << 16)]
+StopStrings = Annotated[list[str], Meta(max_length=MAX_STOP_STRINGS)]
+LogitBias = Annotated[dict[str, float], Meta(max_length=MAX_LOGIT_BIAS)]
 NonEmpty = Annotated[str, Meta(min_length=1, max_length=1024)]
 Seconds = Annotated[float, Meta(gt=0)]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -43,8 +48,8 @@ class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
 
     type: str
     json_schema: JsonSchemaFormat | None = None
-    structures: list[dict[str, Any]] | None = None
-    triggers: list[str] | None = None
+    structures: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TAGS)] | None = None
+    triggers: Annotated[list[str], Meta(max_length=MAX_TAGS)] | None = None
 
 
 class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
@@ -52,7 +57,7 @@ class StructuredOutputs(msgspec.Struct, forbid_unknown_fields=True):
 
     json: str | dict[str, Any] | None = None
     regex: str | None = None
-    choice: list[str] | None = None
+    choice: Annotated[list[str], Meta(max_length=MAX_CHOICES)] | None = None
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: str | dict[str, Any] | None = None
@@ -71,9 +76,9 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    stop: str | list[str] | None = None
+    stop: str | StopStrings | None = None
     seed: int | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -87,7 +92,7 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     truncate_prompt_tokens: int | None = None
     prompt_logprobs: int | None = None
     allowed_token_ids: TokenIds | None = None
-    bad_words: list[str] | None = None
+    bad_words: Annotated[list[str], Meta(max_length=MAX_BAD_WORDS)] | None = None
     add_special_tokens: bool | None = None
     priority: Priority | None = None
     cache_salt: NonEmpty | None = None

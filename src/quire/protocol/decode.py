@@ -21,6 +21,10 @@ MAX_CONTAINERS = 500_000
 MAX_VALUES = 2_000_000
 """Decoding and walking this many takes about half a second; the body's cap alone would allow twenty times as many."""
 
+COSTLY_CONTAINERS = 2_000
+COSTLY_VALUES = 100_000
+"""Decoding more than this takes tens of milliseconds, which are not to pass on the event loop."""
+
 _MAX_NAMED_FIELDS = 8
 _PATH = re.compile(r" - at `\$\.?(.*?)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(.*?)`( - at `\$|$)")
@@ -115,6 +119,11 @@ def check_size(body: bytes) -> None:
             f"the body holds too many values: {containers} brackets and {values} commas; at most {MAX_CONTAINERS} "
             f"and {MAX_VALUES} are allowed"
         )
+
+
+def is_costly(body: bytes) -> bool:
+    """Whether decoding the body would hold up the event loop: it has many values, not just long ones."""
+    return body.count(b"[") + body.count(b"{") > COSTLY_CONTAINERS or body.count(b",") > COSTLY_VALUES
 
 
 def check_depth(request: msgspec.Struct) -> None:

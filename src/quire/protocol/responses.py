@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.chat import MAX_MESSAGES, MAX_TOOLS
-from quire.protocol.common import Effort, NonEmpty, Priority, SchemaName, Seconds
+from quire.protocol.common import Effort, LogitBias, NonEmpty, Priority, SchemaName, Seconds, StopStrings
 
 INCLUDES_LOGPROBS = "message.output_text.logprobs"
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -80,10 +80,10 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | StopStrings | None = None
     min_tokens: int | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     priority: Priority | None = None
     cache_salt: NonEmpty | None = None

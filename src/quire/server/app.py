@@ -1,6 +1,7 @@
-"""The ASGI app: routes, and the layers around them.
+"""The ASGI apps: routes, and the layers around them.
 
-From the outside in: request log and last catch, CORS, keys and Host names, the prefix, error handlers, routes.
+From the outside in: request log and last catch, CORS, keys and Host names, the prefix, error handlers, routes. The
+administrator's routes are an app of their own, for a listener of their own (SEC-29).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from quire.base.config import ServerConfig
 from quire.base.errors import ConfigError
 from quire.server import openapi
 from quire.server.admission import Admission
-from quire.server.auth import GuardMiddleware
+from quire.server.auth import AdminGuardMiddleware, GuardMiddleware
 from quire.server.batches.database import Database
 from quire.server.batches.inner_call import InnerApp
 from quire.server.batches.runner import BatchRunner
@@ -75,14 +76,7 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
     """
     tenants = Tenants(config)
     metrics = ServerMetrics(compat=config.metrics_compat == "vllm", tenants=tenants.names)
-    app = FastAPI(
-        title="quire",
-        version=quire.__version__,
-        # FastAPI's pages load scripts from elsewhere, which has no place on a server that holds keys.
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,
-    )
+    app = _bare_app()
     app.state.quire = state = ServerState(
         config=config,
         metrics=metrics,
@@ -113,15 +107,39 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
     return app
 
 
+def create_admin_app(app: FastAPI) -> FastAPI:
+    """The administrator's routes of the server that `app` is, behind the administrator's key."""
+    state: ServerState = app.state.quire
+    admin_app = _bare_app(openapi_url=None)
+    admin_app.state.quire = state
+    admin.add_routes(admin_app.router)
+    install_handlers(admin_app)
+    admin_app.add_middleware(AdminGuardMiddleware, tenants=state.tenants)
+    admin_app.add_middleware(RequestLogMiddleware, metrics=state.metrics)
+    return admin_app
+
+
 def attach_engine(app: FastAPI, engine: AsyncEngine) -> None:
     """Serve this engine from now on."""
     state: ServerState = app.state.quire
     state.attach(engine)
 
 
+def _bare_app(openapi_url: str | None = "/openapi.json") -> FastAPI:
+    return FastAPI(
+        title="quire",
+        version=quire.__version__,
+        openapi_url=openapi_url,
+        # FastAPI's pages load scripts from elsewhere, which has no place on a server that holds keys.
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+
+
 def _add_routes(router: APIRouter, config: ServerConfig) -> None:
     """Register every route that is not disabled."""
-    for group in (*_GROUPS, admin) if config.admin_key is not None else _GROUPS:
+    for group in _GROUPS:
         group.add_routes(router)
     known = dict.fromkeys(route.path for route in router.routes if isinstance(route, APIRoute))
     for path in config.disabled_routes:

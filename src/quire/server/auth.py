@@ -1,7 +1,8 @@
 """Who may talk to the server: keys when there are some, a list of Host names when there are none.
 
 One pure ASGI layer guards every route, known or not, except liveness and readiness (SEC-28). It decides on the path the
-router will see, before a byte of the body is read.
+router will see, before a byte of the body is read. The administrator's listener has a layer of its own, and its key
+opens nothing else (SEC-29).
 """
 
 from __future__ import annotations
@@ -9,20 +10,27 @@ from __future__ import annotations
 import ipaddress
 import math
 
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.base.config import ServerConfig
+from quire.base.errors import OverloadedError, QuireError
 from quire.base.tenancy import Account
-from quire.server.errors import HeadersTooLargeError, HostRefusedError, HttpRefusalError, UnauthorizedError, to_wire
+from quire.server.connections import REFUSED_PLACE, Place
+from quire.server.errors import HeadersTooLargeError, HostRefusedError, UnauthorizedError, to_wire
+from quire.server.limits import discard
 from quire.server.record import record_of
 from quire.server.state import ACCOUNT
 from quire.server.tenants import Tenants
 
 MAX_HEADER_LINES = 100
 MAX_HEADER_BYTES = 64 * 2**10
-ADMIN_PREFIX = "/admin/"
+FULL_RETRY_SECONDS = 5.0
+"""When a client without a place should come again: connections open and close in seconds, not minutes."""
 OPEN_PATHS = ("/health", "/ready")
 """Probes carry no key and name the server by its address; the answers say nothing but up or down."""
+METRICS_PATH = "/metrics"
+"""Answered, to those who have a key where there are keys, while all connections are taken: that is when it is read."""
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _WILDCARDS = frozenset({"", "0.0.0.0", "::"})
@@ -51,35 +59,30 @@ class GuardMiddleware:
         self._tenants = tenants
         self._hosts = HostList(config)
         self._open = {prefix + path for path in OPEN_PATHS for prefix in ("", config.root_path)}
-        self._admin = tuple({prefix + ADMIN_PREFIX for prefix in ("", config.root_path)})
+        self._metrics = {prefix + METRICS_PATH for prefix in ("", config.root_path)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with the refusal."""
         if scope["type"] == "http":
             refusal = self._refusal(scope)
             if refusal is not None:
-                wire = to_wire(refusal, scope)
-                record_of(scope).error_code = wire.code
-                await wire.response()(scope, receive, send)
+                await _refuse(refusal, scope, receive, send)
                 return
             send = self._with_limits(scope.get(ACCOUNT), send)
         await self.app(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> HttpRefusalError | None:
+    def _refusal(self, scope: Scope) -> QuireError | None:
         """Why the request is not passed on; None, with its tenant's account in the scope, when it is."""
         headers: list[tuple[bytes, bytes]] = scope["headers"]
-        if len(headers) > MAX_HEADER_LINES:
-            return HeadersTooLargeError(f"{len(headers)} header lines; at most {MAX_HEADER_LINES} are allowed")
-        size = sum(len(name) + len(value) for name, value in headers)
-        if size > MAX_HEADER_BYTES:
-            return HeadersTooLargeError(f"{size} bytes of headers; at most {MAX_HEADER_BYTES} are allowed")
-        if scope["path"] in self._open:
-            return None
+        too_large = _oversized(headers)
+        if too_large is not None or scope["path"] in self._open:
+            return too_large
+        place = scope.get("state", {}).get(REFUSED_PLACE)
+        if place is not None and scope["path"] not in self._metrics:
+            return _no_place(place)
         if scope["method"] == "OPTIONS" and self._tenants.has_keys:
             return None  # browsers ask whether they may send a key without sending one; no route does anything for it
         presented = _presented_keys(headers)
-        if self._tenants.has_admin_key and scope["path"].startswith(self._admin):
-            return None if self._tenants.is_admin(presented) else _unauthorized(presented)
         account = self._tenants.nobody
         if self._tenants.has_keys:
             found = self._tenants.find(presented)
@@ -108,6 +111,66 @@ class GuardMiddleware:
             await send(message)
 
         return send_with_limits
+
+
+class AdminGuardMiddleware:
+    """Refuses every request without the administrator's key, whatever its path."""
+
+    def __init__(self, app: ASGIApp, tenants: Tenants) -> None:
+        self.app = app
+        self._tenants = tenants
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with the refusal."""
+        if scope["type"] == "http":
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await _refuse(refusal, scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> QuireError | None:
+        headers: list[tuple[bytes, bytes]] = scope["headers"]
+        too_large = _oversized(headers)
+        if too_large is not None:
+            return too_large
+        place = scope.get("state", {}).get(REFUSED_PLACE)
+        if place is not None:
+            return _no_place(place)
+        presented = _presented_keys(headers)
+        return None if self._tenants.is_admin(presented) else _unauthorized(presented)
+
+
+async def _refuse(refusal: QuireError, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer with the refusal; who has no place of his own is then closed."""
+    wire, record = to_wire(refusal, scope), record_of(scope)
+    record.error_code = wire.code
+    if isinstance(refusal, OverloadedError):
+        record.headers.append((b"connection", b"close"))
+        if not any(name == b"expect" for name, _ in scope["headers"]):
+            try:
+                await discard(Request(scope, receive).stream())
+            except ClientDisconnect:
+                return
+    await wire.response()(scope, receive, send)
+
+
+def _oversized(headers: list[tuple[bytes, bytes]]) -> HeadersTooLargeError | None:
+    if len(headers) > MAX_HEADER_LINES:
+        return HeadersTooLargeError(f"{len(headers)} header lines; at most {MAX_HEADER_LINES} are allowed")
+    size = sum(len(name) + len(value) for name, value in headers)
+    if size > MAX_HEADER_BYTES:
+        return HeadersTooLargeError(f"{size} bytes of headers; at most {MAX_HEADER_BYTES} are allowed")
+    return None
+
+
+def _no_place(place: Place) -> OverloadedError:
+    setting = "max_connections_per_address" if place is Place.ADDRESS_FULL else "max_connections"
+    whose = "from your address" if place is Place.ADDRESS_FULL else "to this server"
+    return OverloadedError(
+        f"too many connections are open {whose} ({setting}); close some, or try again later",
+        retry_after=FULL_RETRY_SECONDS,
+    )
 
 
 def limit_headers(account: Account, now: float) -> list[tuple[bytes, bytes]]:

@@ -14,7 +14,7 @@ from quire.protocol.chat import ChatRequest
 from quire.server.chat_sample import ReplyStyle
 from quire.server.generation import Generation
 from quire.server.incoming import Incoming
-from quire.server.prompts import RenderedChat, chat_prompt
+from quire.server.prompts import RenderedChat, chat_prompt, check_request_template
 from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params
 from quire.server.structured import field_of, is_ours
 from quire.server.tool_use import ToolUse, forced_calls, reply_style, tool_use_of
@@ -55,6 +55,7 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
     """
     engine, body = incoming.engine, incoming.body
     _check(body)
+    check_request_template(body, incoming.call.state.config)
     use = tool_use_of(body)
     params = _params(body, engine.info.default_sampling)
     if use.is_forced and params.structured_outputs is not None:
@@ -62,7 +63,7 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
             f"tool_choice {use.choice} and response_format ask for two different answers; send one", param="tool_choice"
         )
     incoming.call.enter_queue()
-    chat = await chat_prompt(engine, body, tools=use.shown)
+    chat = await chat_prompt(engine, body, tools=use.shown, size=incoming.call.body_size)
     formats, prefill = incoming.call.state.formats.formats(engine, use), _prefill(body)
     if use.is_forced:
         params.structured_outputs = forced_calls(use, formats, engine.tokenizer, prompt=chat.text, prefill=prefill)

@@ -6,6 +6,8 @@
     ├── HeadersTooLargeError          too many header lines or bytes
     ├── BodyTooLargeError             a body over the cap
     ├── MediaTypeError                a body that does not call itself JSON
+    ├── MalformedHttpError            bytes that are no HTTP request
+    ├── SlowRequestError              a request that did not arrive in time
     └── NotReadyError                 the engine is loading, draining or gone
 
 An error shows what the client sent wrong and nothing of the server: no paths, keys or tracebacks (SEC-30).
@@ -69,6 +71,14 @@ class MediaTypeError(HttpRefusalError):
     """The body is not declared as JSON."""
 
 
+class MalformedHttpError(HttpRefusalError):
+    """What was sent is not HTTP, or HTTP that two readers could take for different requests (SEC-32)."""
+
+
+class SlowRequestError(HttpRefusalError):
+    """The request's headers or body did not arrive in time (SEC-23)."""
+
+
 class NotReadyError(HttpRefusalError):
     """The engine does not take requests yet, or no longer; `retry_after` is in seconds."""
 
@@ -107,6 +117,8 @@ TABLE: dict[type[Exception], ErrorRule] = {
     HeadersTooLargeError: ErrorRule(431, INVALID, "headers_too_large"),
     BodyTooLargeError: ErrorRule(413, INVALID, "body_too_large"),
     MediaTypeError: ErrorRule(415, INVALID, "unsupported_media_type"),
+    MalformedHttpError: ErrorRule(400, INVALID, "invalid_http"),
+    SlowRequestError: ErrorRule(408, "timeout_error", "request_not_received"),
     NotReadyError: ErrorRule(503, SERVER, "server_not_ready"),
 }
 """Looked up along the class's ancestors, nearest first. What is not here is a bug and becomes a bare 500."""

@@ -12,6 +12,7 @@ from quire.base.outputs import RequestOutput
 from quire.base.pooling import PoolingParams
 from quire.base.sampling import SamplingParams
 from quire.server.prompts import Prompt
+from quire.server.repeats import check_repeats
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
@@ -50,6 +51,8 @@ class Generation:
         Raises:
             InvalidRequestError, OverloadedError, EngineDeadError: as the engine says.
         """
+        if isinstance(params, SamplingParams):
+            check_repeats(params, len(prompts))
         try:
             for index, prompt in enumerate(prompts):
                 pair = {} if prompt.second_segment is None else {"second_segment": prompt.second_segment}

@@ -22,7 +22,7 @@ from quire.protocol.decode import RequestDecoder
 from quire.protocol.responses import ResponsesRequest
 from quire.server.call import Call, arrive
 from quire.server.generation import Generation, GenerationOptions
-from quire.server.limits import read_json_body
+from quire.server.limits import decoded, read_json_body
 from quire.server.prompts import Prompt
 from quire.server.reply import ReplyHeader
 from quire.server.stream import EventStream, Reply, send_whole
@@ -87,7 +87,7 @@ async def take_in(request: Request, decoder: RequestDecoder[T]) -> Incoming[T]:
     """
     arrival = arrive(request)
     content = await read_json_body(request)
-    body, notes = decoder.decode_noting(content)
+    body, notes = await decoded(arrival.engine, decoder.decode_noting, content)
     call = arrival.call(body.model, body_size=len(content), timeout=body.timeout)
     check_generates(call.engine.info)
     return Incoming(call=call, body=body, warnings=notes + _clamped(body))

@@ -1,20 +1,29 @@
-"""Reading a request's body within limits: declared as JSON, and no larger than the cap (SEC-23)."""
+"""Reading a request's body within limits: declared as JSON, no larger than the cap, decoded off the loop (SEC-23)."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from starlette.requests import Request
 
+from quire.protocol.decode import is_costly
 from quire.server.errors import BodyTooLargeError, MediaTypeError
+from quire.server.state import state_of
 
-MAX_BODY_BYTES = 32 * 2**20
-MAX_DISCARDED_BYTES = 4 * MAX_BODY_BYTES
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
+
+T = TypeVar("T")
+
+MAX_DISCARDED_BYTES = 128 * 2**20
 DISCARD_SECONDS = 10.0
 SILENT_SECONDS = 0.5
 """What is read of a refused body: closing while the client still writes would reset the connection and the answer."""
+_MAX_DIGITS = 18
+"""Python converts no numbers of thousands of digits."""
 
 
 async def read_json_body(request: Request) -> bytes:
@@ -23,28 +32,34 @@ async def read_json_body(request: Request) -> bytes:
     Raises:
         MediaTypeError: the content type is not JSON. Browsers send JSON across origins only after asking, which is
             why a page cannot make a visitor's browser generate (no cookies are involved, but a loopback server is).
-        BodyTooLargeError: more than MAX_BODY_BYTES.
+        BodyTooLargeError: more than the setting `max_body_bytes`.
     """
     _check_content_type(request.headers.get("content-type", ""))
+    most = state_of(request).config.max_body_bytes
     body = request.stream()
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
+    if declared.isdigit() and (len(declared) > _MAX_DIGITS or int(declared) > most):
         if "expect" not in request.headers:  # whoever asks first need not send it at all
-            await _discard(body)
-        raise _too_large()
+            await discard(body)
+        raise _too_large(most)
     parts: list[bytes] = []
     size = 0
     async for part in body:
         size += len(part)
-        if size > MAX_BODY_BYTES:
+        if size > most:
             parts.clear()
-            await _discard(body)
-            raise _too_large()
+            await discard(body)
+            raise _too_large(most)
         parts.append(part)
     return b"".join(parts)
 
 
-async def _discard(body: AsyncIterator[bytes]) -> None:
+async def decoded(engine: AsyncEngine, decode: Callable[[bytes], T], body: bytes) -> T:
+    """What `decode` makes of a body, in a thread where that takes long (SEC-22); raises what it raises."""
+    return await engine.texts.read_body(decode, body) if is_costly(body) else decode(body)
+
+
+async def discard(body: AsyncIterator[bytes]) -> None:
     """Read the rest of a refused body and keep nothing, within bounds of size and time."""
     size, loop = 0, asyncio.get_running_loop()
     end = loop.time() + DISCARD_SECONDS
@@ -66,5 +81,5 @@ def _check_content_type(value: str) -> None:
     raise MediaTypeError(f"the content type {found}; send `Content-Type: application/json`")
 
 
-def _too_large() -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body is larger than {MAX_BODY_BYTES} bytes, the most this server takes")
+def _too_large(most: int) -> BodyTooLargeError:
+    return BodyTooLargeError(f"the body is larger than {most} bytes, the most this server takes (max_body_bytes)")

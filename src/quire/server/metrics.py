@@ -17,6 +17,7 @@ from prometheus_client.process_collector import ProcessCollector
 import quire
 from quire.base.metrics import EngineStats
 from quire.base.outputs import RequestMetrics
+from quire.server.connections import Place
 from quire.server.histogram import LoopHistogram
 from quire.server.tenant_metrics import TenantMetrics
 
@@ -142,6 +143,10 @@ class ServerMetrics:
             "prompt_tokens", "Prompt tokens of requests that ended, cached ones included."
         )
         self._streams = Gauge("quire:open_streams", "Streams being sent.", registry=self.registry)
+        self._connections = Gauge("quire:open_connections", "Connections that are open.", registry=self.registry)
+        self._refused = self._counter("refused_connections", "Connections without an ordinary place.", "reason")
+        for place in (Place.FULL, Place.ADDRESS_FULL):
+            self._refused.labels(place.value)
         self._first_token = self._histogram("time_to_first_token_seconds", FIRST_TOKEN_BUCKETS)
         self._inter_token = self._histogram("inter_token_latency_seconds", INTER_TOKEN_BUCKETS)
         self._whole = self._histogram("e2e_request_latency_seconds", REQUEST_BUCKETS)
@@ -202,6 +207,14 @@ class ServerMetrics:
     def set_streams(self, num_streams: int) -> None:
         """How many streams are open now."""
         self._streams.set(num_streams)
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """Ask `count` for the open connections whenever somebody scrapes."""
+        self._connections.set_function(count)
+
+    def count_refused_connection(self, reason: str) -> None:
+        """A connection found all ordinary places taken."""
+        self._refused.labels(reason).inc()
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from quire.base.config import ServerConfig
 from quire.base.errors import ContextLengthError, InvalidRequestError, TemplateError
-from quire.protocol.chat import ROLES, ChatMessage, ChatRequest
+from quire.protocol.chat import MAX_TOTAL_PARTS, ROLES, ChatMessage, ChatRequest
 from quire.protocol.completions import MAX_PROMPTS, CompletionRequest
 from quire.protocol.tokens import TokenizeRequest
 from quire.server.effort import effort_arguments
@@ -35,12 +36,18 @@ RESERVED_KWARGS = frozenset(
         "padding",
         "truncation",
         "max_length",
+        "size",
         "tokenizer_kwargs",
         "add_generation_prompt",
         "continue_final_message",
     }
 )
 """Template arguments that have a field of their own or would change what rendering does (SEC-21)."""
+
+MAX_TEMPLATE_CHARACTERS = 64 * 2**10
+"""Longest chat template of a request: several times the longest of today's models, compiled in tenths of a second."""
+MAX_KWARGS_BYTES = 64 * 2**10
+"""Largest `chat_template_kwargs`, as JSON."""
 
 MAX_CHARACTERS_PER_TOKEN = 128
 """Beyond any text: the longest tokens of today's vocabularies are runs of so many spaces, and words have about four."""
@@ -68,10 +75,16 @@ class RenderedChat:
     """What had to be written in another way than it was sent."""
 
 
-async def chat_prompt(engine: AsyncEngine, request: ChatRequest, *, tools: list[dict[str, Any]] | None) -> RenderedChat:
-    """A conversation as token ids; raises InvalidRequestError, TemplateError for models without a template (S53)."""
+async def chat_prompt(
+    engine: AsyncEngine, request: ChatRequest, *, tools: list[dict[str, Any]] | None, size: int
+) -> RenderedChat:
+    """A conversation as token ids; `size` is that of the request's body, in bytes.
+
+    Raises:
+        InvalidRequestError, TemplateError: as `render`, for models without a template too (S53).
+    """
     arguments, unheard = _effort(engine, request, tools)
-    text, notes = await render(engine, request, tools=tools, arguments=arguments)
+    text, notes = await render(engine, request, tools=tools, size=size, arguments=arguments)
     notes += unheard
     if request.truncate_prompt_tokens is None:
         check_text_fits(text, engine.info.max_model_len, param="messages")
@@ -93,14 +106,15 @@ def _effort(
 async def completion_prompts(engine: AsyncEngine, request: CompletionRequest) -> list[Prompt]:
     """The prompts of a completion request in order; raises InvalidRequestError."""
     adds_special = request.add_special_tokens is not False
+    items = split_prompts(request.prompt)
+    texts = [item for item in items if isinstance(item, str)]
+    if request.truncate_prompt_tokens is None:
+        for text in texts:
+            check_text_fits(text, engine.info.max_model_len, param="prompt")
+    encoded = iter(await engine.texts.tokenize(texts, add_special_tokens=adds_special))
     prompts = []
-    for prompt in split_prompts(request.prompt):
-        if isinstance(prompt, str):
-            if request.truncate_prompt_tokens is None:
-                check_text_fits(prompt, engine.info.max_model_len, param="prompt")
-            token_ids = await engine.tokenize(prompt, add_special_tokens=adds_special)
-        else:
-            token_ids = prompt
+    for prompt in items:
+        token_ids = next(encoded) if isinstance(prompt, str) else prompt
         kept = truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len)
         is_whole_text = isinstance(prompt, str) and kept is token_ids
         prompts.append(Prompt(kept, prompt if is_whole_text and isinstance(prompt, str) else None))
@@ -157,9 +171,10 @@ async def render(
     request: ChatRequest | TokenizeRequest,
     *,
     tools: list[dict[str, Any]] | None,
+    size: int,
     arguments: dict[str, Any] | None = None,
 ) -> tuple[str, list[str]]:
-    """The conversation under the model's chat template, and notes on what was substituted.
+    """The conversation under the model's chat template or its own, and notes on what was substituted.
 
     `arguments` are the template's unless the request sets its own of the same names.
 
@@ -167,10 +182,16 @@ async def render(
         TemplateError: the model has no chat template, or the template refuses the conversation.
         InvalidRequestError: a role, part or template argument that is not allowed.
     """
-    if engine.chat_template is None:
+    own = {} if request.chat_template is None else {"chat_template": request.chat_template}
+    if engine.chat_template is None and not own:
         raise TemplateError(
             "this model has no chat template, so it serves /v1/completions only; --chat-template gives it one",
             param="messages",
+        )
+    num_parts = sum(len(message.content) for message in request.messages or () if isinstance(message.content, list))
+    if num_parts > MAX_TOTAL_PARTS:
+        raise InvalidRequestError(
+            f"messages has {num_parts} content parts; at most {MAX_TOTAL_PARTS} are allowed", param="messages"
         )
     messages = [to_template_message(message, index) for index, message in enumerate(request.messages or ())]
     continues = bool(request.continue_final_message)
@@ -181,8 +202,37 @@ async def render(
         )
     extra = (arguments or {}) | checked_kwargs(request.chat_template_kwargs)
     return await engine.render_chat(
-        messages, tools=tools, add_generation_prompt=adds_prompt, continue_final_message=continues, **extra
+        messages,
+        size=size,
+        tools=tools,
+        add_generation_prompt=adds_prompt,
+        continue_final_message=continues,
+        **own,
+        **extra,
     )
+
+
+def check_request_template(request: ChatRequest | TokenizeRequest, config: ServerConfig) -> None:
+    """Refuse a chat template that came with a request, unless the operator lets them come (SEC-21).
+
+    Raises:
+        InvalidRequestError: templates of requests are not taken, or this one is too long.
+    """
+    template = request.chat_template
+    if template is None:
+        return
+    if not config.allow_request_chat_template:
+        raise InvalidRequestError(
+            "not supported by this server: chat_template (templates come from the operator, with --chat-template, or "
+            "from requests with the setting allow_request_chat_template; use chat_template_kwargs for their arguments)",
+            param="chat_template",
+            code="unsupported_parameter",
+        )
+    if len(template) > MAX_TEMPLATE_CHARACTERS:
+        raise InvalidRequestError(
+            f"chat_template has {len(template)} characters; at most {MAX_TEMPLATE_CHARACTERS} are allowed",
+            param="chat_template",
+        )
 
 
 def to_template_message(message: ChatMessage, index: int) -> dict[str, Any]:
@@ -203,7 +253,13 @@ def to_template_message(message: ChatMessage, index: int) -> dict[str, Any]:
 
 
 def checked_kwargs(kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """A request's template arguments; raises InvalidRequestError for the reserved ones."""
+    """A request's template arguments; raises InvalidRequestError for the reserved ones, and for too many."""
+    size = len(msgspec.json.encode(kwargs or {}))
+    if size > MAX_KWARGS_BYTES:
+        raise InvalidRequestError(
+            f"chat_template_kwargs has {size} bytes; at most {MAX_KWARGS_BYTES} are allowed",
+            param="chat_template_kwargs",
+        )
     for name in kwargs or ():
         if name in RESERVED_KWARGS or name.startswith("_"):
             raise InvalidRequestError(

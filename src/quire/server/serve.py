@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 import ipaddress
 import logging
@@ -24,8 +25,10 @@ from fastapi import FastAPI
 from quire.base.config import ServerConfig
 from quire.base.errors import ConfigError
 from quire.base.host_memory import return_large_memory
-from quire.server.app import attach_engine, create_app
+from quire.server.app import attach_engine, create_admin_app, create_app
 from quire.server.auth import MAX_HEADER_BYTES
+from quire.server.connections import RESERVED, Connections
+from quire.server.http_connection import HttpConnection
 from quire.server.state import ServerState
 
 if TYPE_CHECKING:
@@ -42,8 +45,15 @@ FLUSH_SECONDS = 5
 POLL_SECONDS = 0.25
 """How often the engine's health is looked at."""
 
+SWEEP_TICKS = 10
+"""How often connections that are too slow are looked for, in uvicorn's ticks of a tenth of a second."""
+
+ADMIN_CONNECTIONS = 64
+
 _BACKLOG = 2048
 _OPEN_FILES = 65536
+_OTHER_FILES = 256
+"""Files the server itself may have open besides connections."""
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -59,7 +69,6 @@ def serve(
         Exception: whatever `start_engine` raises.
     """
     app = create_app(None, config)
-    listener = bind(config)
     _raise_file_limit()
     return_large_memory()
     state: ServerState = app.state.quire
@@ -69,23 +78,45 @@ def serve(
             "--tenants-file",
             config.host,
         )
-    with contextlib.closing(listener):
-        return asyncio.run(ServerLife(app, listener, config).run(start_engine, on_ready))
+    with contextlib.ExitStack() as sockets:
+        listener = sockets.enter_context(contextlib.closing(bind(config)))
+        admin_listener = bind_admin(config, listener)
+        if admin_listener is not None:
+            sockets.enter_context(contextlib.closing(admin_listener))
+        life = ServerLife(app, listener, config, admin_listener=admin_listener)
+        return asyncio.run(life.run(start_engine, on_ready))
 
 
 def bind(config: ServerConfig) -> socket.socket:
     """A listening socket at the configured address (port 0 picks a free one); raises ConfigError."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    return _listen(config.host, config.port, "choose another --host or --port")
+
+
+def bind_admin(config: ServerConfig, main: socket.socket) -> socket.socket | None:
+    """The listening socket of the administrator's routes, None where there are none; raises ConfigError.
+
+    It has a port that can be guessed in a hurry: the one after the main listener's, unless either is free to choose.
+    """
+    if config.admin_key is None:
+        return None
+    port = config.admin_port
+    if port is None:
+        port = 0 if config.port == 0 else main.getsockname()[1] + 1
+    if not is_loopback(config.admin_host):
+        logger.warning("the /admin routes can be reached from other machines: admin_host is %s", config.admin_host)
+    return _listen(config.admin_host, port, "set another admin_host or admin_port for the /admin routes")
+
+
+def _listen(host: str, port: int, remedy: str) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((config.host, config.port))
+        listener.bind((host, port))
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror or error}; choose another --host or --port"
-        ) from error
+        raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror or error}; {remedy}") from error
     listener.setblocking(False)
     return listener
 
@@ -101,21 +132,38 @@ def is_loopback(host: str) -> bool:
 
 
 class ServerLife:
-    """One run of the server on a socket that already listens."""
+    """One run of the server on sockets that already listen."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket, config: ServerConfig) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        listener: socket.socket,
+        config: ServerConfig,
+        *,
+        admin_listener: socket.socket | None = None,
+    ) -> None:
         self._app = app
         self._state: ServerState = app.state.quire
         self._listener = listener
+        self._admin_listener = admin_listener
         self._config = config
-        self._server = _Server(_uvicorn_config(app))
+        metrics = self._state.metrics
+        connections = Connections(
+            _most_connections(config.max_connections),
+            config.max_connections_per_address,
+            on_refusal=lambda place: metrics.count_refused_connection(place.value),
+        )
+        metrics.watch_connections(lambda: len(connections))
+        self._servers = {listener: _Server(app, connections)}
+        if admin_listener is not None:
+            self._servers[admin_listener] = _Server(create_admin_app(app), Connections(ADMIN_CONNECTIONS))
         self._first_signal = asyncio.Event()
         self._second_signal = asyncio.Event()
 
     async def run(self, start_engine: Callable[[], Awaitable[AsyncEngine]], on_ready: Callable[[str], None]) -> int:
         """Serve to the end; returns the exit status."""
         with self._signals_caught():
-            serving = asyncio.create_task(self._server.serve(sockets=[self._listener]))
+            serving = asyncio.gather(*(server.serve(sockets=[at]) for at, server in self._servers.items()))
             watching = asyncio.create_task(self._state.tenants.watch())
             try:
                 return await self._live(start_engine, on_ready)
@@ -140,6 +188,8 @@ class ServerLife:
             if self._state.batches is not None:
                 self._state.batches.start()
             on_ready(self.url)
+            if self.admin_url is not None:
+                logger.info("the /admin routes are at %s/admin/, and nowhere else", self.admin_url)
             if await self._engine_died(engine):
                 logger.critical("the engine stopped: %s; exiting with status 1", engine.failure)
                 return 1
@@ -158,9 +208,12 @@ class ServerLife:
     @property
     def url(self) -> str:
         """Where clients on this machine reach the server."""
-        host, port = self._listener.getsockname()[:2]
-        shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{shown}:{port}{self._config.root_path}"
+        return _url_of(self._listener) + self._config.root_path
+
+    @property
+    def admin_url(self) -> str | None:
+        """Where the administrator's routes are reached from this machine, None where there are none."""
+        return None if self._admin_listener is None else _url_of(self._admin_listener)
 
     async def _loaded(self, start_engine: Callable[[], Awaitable[AsyncEngine]]) -> AsyncEngine | None:
         """The started engine, or None when a signal came first."""
@@ -207,13 +260,15 @@ class ServerLife:
             draining.cancel()
             hurrying.cancel()
 
-    async def _stop_serving(self, serving: asyncio.Task[None]) -> None:
-        """Close the socket and every connection; streams that ended get a moment to flush."""
-        self._server.should_exit = True
-        self._server.force_exit = self._second_signal.is_set()
+    async def _stop_serving(self, serving: asyncio.Future[list[None]]) -> None:
+        """Close the sockets and every connection; streams that ended get a moment to flush."""
+        for server in self._servers.values():
+            server.should_exit = True
+            server.force_exit = self._second_signal.is_set()
         hurrying = asyncio.create_task(self._second_signal.wait())
         await asyncio.wait((serving, hurrying), return_when=asyncio.FIRST_COMPLETED)
-        self._server.force_exit = True
+        for server in self._servers.values():
+            server.force_exit = True
         hurrying.cancel()
         await serving
 
@@ -234,8 +289,24 @@ class ServerLife:
                 loop.remove_signal_handler(number)
 
 
+def _url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{shown}:{port}"
+
+
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handling, which would exit before the drain."""
+    """uvicorn without its own signal handling, which would exit before the drain, and with bounded connections."""
+
+    def __init__(self, app: FastAPI, connections: Connections) -> None:
+        super().__init__(_uvicorn_config(app, connections))
+        self._connections = connections
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look for connections that are too slow; otherwise uvicorn's own tick."""
+        if counter % SWEEP_TICKS == 0:
+            self._connections.sweep(asyncio.get_running_loop().time())
+        return await super().on_tick(counter)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -243,11 +314,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
+def _uvicorn_config(app: FastAPI, connections: Connections) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         # h11 refuses conflicting lengths, bad chunking and stray line ends (SEC-32) and bounds headers.
-        http="h11",
+        http=functools.partial(HttpConnection, connections),  # type: ignore[arg-type]
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         ws="none",
         lifespan="off",
@@ -258,6 +329,16 @@ def _uvicorn_config(app: FastAPI) -> uvicorn.Config:
         timeout_keep_alive=KEEP_ALIVE_TIMEOUT,
         timeout_graceful_shutdown=FLUSH_SECONDS,
     )
+
+
+def _most_connections(wanted: int) -> int:
+    """As many connections as are wanted, or as there may be open files for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or wanted + RESERVED + _OTHER_FILES <= soft:
+        return wanted
+    most = max(1, soft - RESERVED - _OTHER_FILES)
+    logger.warning("max_connections is %d, but %d files may be open (ulimit -n): it is %d", wanted, soft, most)
+    return most
 
 
 def _raise_file_limit() -> None:

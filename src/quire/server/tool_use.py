@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from quire.text.tokenizer import Tokenizer
 
 AUTO = "auto"
+MAX_TOOLS_BYTES = 2**20
+"""Largest list of tools, as JSON: every one of them is written into the prompt."""
 _SHORT_ID_FORMATS = ("mistral", "mistral_v11")
 
 
@@ -78,11 +80,12 @@ class FormatSettings:
             reasoning_format(self.reasoning_parser)
 
     def formats(self, engine: AsyncEngine, use: ToolUse) -> ReplyFormats:
-        """The formats for a request to a model with a chat template."""
-        assert engine.chat_template is not None
-        traits = engine.chat_template.traits(use.shown)
-        name = traits.tool_format if self.tool_call_parser == AUTO else self.tool_call_parser
-        reasoning = traits.reasoning_format if self.reasoning_parser == AUTO else self.reasoning_parser
+        """The formats for a request to a model for chat."""
+        template = engine.chat_template  # None: the request brought one of its own, which says nothing of the model
+        traits = template.traits(use.shown) if template is not None else None
+        written, thought = (traits.tool_format, traits.reasoning_format) if traits is not None else ("none", "none")
+        name = written if self.tool_call_parser == AUTO else self.tool_call_parser
+        reasoning = thought if self.reasoning_parser == AUTO else self.reasoning_parser
         calls = call_format(name) if use.choice != "none" else None
         return ReplyFormats(calls=calls, calls_name=name, reasoning=reasoning_format(reasoning))
 
@@ -110,6 +113,7 @@ def tool_use_of(body: ChatRequest) -> ToolUse:
         return ToolUse()
     kind, allowed = _choice(choice, tools, field_name)
     shown = [msgspec.structs.asdict(tool) for tool in wire]
+    check_tools_size(shown, name)
     return ToolUse(
         choice=kind,
         tools=allowed,
@@ -117,6 +121,15 @@ def tool_use_of(body: ChatRequest) -> ToolUse:
         is_parallel=body.parallel_tool_calls is not False and not is_legacy and kind != "named",
         is_legacy=is_legacy,
     )
+
+
+def check_tools_size(tools: list[dict[str, Any]] | None, name: str) -> None:
+    """Refuse tools whose descriptions and schemas are too large together; raises InvalidRequestError."""
+    size = len(msgspec.json.encode(tools or []))
+    if size > MAX_TOOLS_BYTES:
+        raise InvalidRequestError(
+            f"{name} has {size} bytes of descriptions and schemas; at most {MAX_TOOLS_BYTES} are allowed", param=name
+        )
 
 
 def reply_style(use: ToolUse, formats: ReplyFormats, *, prompt: str, prefill: str = "") -> ReplyStyle:

@@ -35,7 +35,6 @@ CHAT_HINTS: dict[str, str] = COMMON_HINTS | {
     "prompt": "send prompts to /v1/completions",
     "audio": "this model takes and gives text",
     "web_search_options": "search belongs in front of the server",
-    "chat_template": _TEMPLATE,
     "documents": "put them into the messages",
     "echo": "use return_token_ids, or /v1/completions",
     "mm_processor_kwargs": "this model takes text",

@@ -5,7 +5,6 @@ Knows the fields they share; what the numbers mean is the routes' business.
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import time
 from collections.abc import Sequence
@@ -19,11 +18,12 @@ from starlette.responses import Response
 from quire.base.errors import InvalidRequestError, StepError
 from quire.base.outputs import RequestOutput
 from quire.base.pooling import PoolingModel, PoolingParams, Task, from_bytes
+from quire.engine.text_pool import check_length, grouped
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.vectors import Inputs, VectorFields, VectorUsage
 from quire.server.call import Call, arrive
 from quire.server.generation import Generation
-from quire.server.limits import read_json_body
+from quire.server.limits import decoded, read_json_body
 from quire.server.prompts import Prompt, check_text_fits, split_prompts
 from quire.server.record import record_of
 from quire.server.stream import until_disconnect
@@ -84,18 +84,24 @@ class VectorCall(Generic[BodyT]):
         """The inputs of a request in order, as token ids; raises InvalidRequestError."""
         self.call.enter_queue()
         most, special = self.max_tokens, adds_special is not False
-        prompts = []
-        for item in split_prompts(inputs, name="input"):
-            if not isinstance(item, str):
-                ids = item if most is None else item[:most]
-            elif most is None or not special:
-                if most is None:
-                    check_text_fits(item, self.engine.info.max_model_len, param="input")
-                ids = (await self.engine.tokenize(item, add_special_tokens=special))[:most]
-            else:
-                ids = await asyncio.to_thread(self.engine.tokenizer.encode_cut, item, max_tokens=most)
-            prompts.append(Prompt(ids))
-        return prompts
+        items = split_prompts(inputs, name="input")
+        texts = [item for item in items if isinstance(item, str)]
+        for text in texts:
+            check_length(len(text), param="input")
+            if most is None:
+                check_text_fits(text, self.engine.info.max_model_len, param="input")
+        if most is None or not special:
+            read = await self.engine.texts.tokenize(texts, add_special_tokens=special)
+        else:
+            read = [ids for group in grouped(texts) for ids in await self._cut(group, most)]
+        encoded = iter(read)
+        return [Prompt((next(encoded) if isinstance(item, str) else item)[:most]) for item in items]
+
+    async def _cut(self, texts: list[str], most: int) -> list[list[int]]:
+        """Token ids of texts, cut to `most` with the special tokens of whole ones."""
+        encode = self.engine.tokenizer.encode_cut
+        size = sum(map(len, texts))
+        return await self.engine.texts.run(size, lambda: [encode(text, max_tokens=most) for text in texts])
 
     async def vectors(self, prompts: Sequence[Prompt], params: PoolingParams, *, prefix: str) -> Vectors:
         """What became of the prompts; a client that goes away ends them (REL-1).
@@ -163,7 +169,7 @@ async def take_in_vectors(request: Request, decoder: RequestDecoder[T]) -> Vecto
     """
     arrival = arrive(request)
     content = await read_json_body(request)
-    body = decoder.decode(content)
+    body = await decoded(arrival.engine, decoder.decode, content)
     return VectorCall(call=arrival.call(body.model, body_size=len(content)), body=body)
 
 

@@ -76,6 +76,10 @@ class ChatTemplate:
         """The template with this text, which sees the special tokens of a checkpoint; nothing is compiled yet."""
         return cls({"default": source}, TokenizerFiles.read(model_path).named)
 
+    def copy(self) -> ChatTemplate:
+        """The same template with a sandbox of its own, so that neither waits for the other's renderings."""
+        return ChatTemplate(self.sources, self._special_tokens)
+
     @property
     def source(self) -> str:
         """The text of the template used without tools."""
@@ -106,6 +110,7 @@ class ChatTemplate:
 
     def render(
         self,
+        /,
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,

@@ -40,6 +40,10 @@ class Codec(Protocol):
         """Id of a token by its vocabulary spelling."""
 
 
+LONG_CHARACTERS = 2048
+"""From here on texts, and lists of ids, go through the library's calls for batches, even alone: these let other threads
+of Python run meanwhile, and the others stop the whole process for seconds (SEC-22)."""
+
 _CLEANUPS = ((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't"), (" 'm", "'m"),
              (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"))  # fmt: skip
 """Replacements behind `clean_up_tokenization_spaces`, in order; defined by transformers."""
@@ -73,13 +77,17 @@ class FastCodec:
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text that is valid Unicode."""
-        ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        if len(text) <= LONG_CHARACTERS:
+            ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+            return ids
+        (encoding,) = self._core.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return list(encoding.ids)
 
     def encode_pair(self, first: str, second: str | None, *, max_tokens: int) -> tuple[list[int], list[int]]:
         """Ids and token types of one text or two with their special tokens, texts cut so that all is no longer."""
         core = self._core
-        parts = [core.encode(text, add_special_tokens=False) for text in (first, second) if text is not None]
+        texts = [text for text in (first, second) if text is not None]
+        parts = core.encode_batch_fast(texts, add_special_tokens=False)
         room = max_tokens - core.num_special_tokens_to_add(len(parts) == 2)
         for part, length in zip(parts, cut_lengths([len(part) for part in parts], room), strict=True):
             part.truncate(length)
@@ -88,7 +96,10 @@ class FastCodec:
 
     def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
         """Text of ids, all of which are in the vocabulary."""
-        text: str = self._core.decode(ids, skip_special_tokens=skip_special_tokens)
+        if len(ids) <= LONG_CHARACTERS:
+            text: str = self._core.decode(ids, skip_special_tokens=skip_special_tokens)
+        else:
+            (text,) = self._core.decode_batch([ids], skip_special_tokens=skip_special_tokens)
         if self._cleans_up:
             for found, replacement in _CLEANUPS:
                 text = text.replace(found, replacement)

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from quire.base.errors import InvalidRequestError
-from quire.base.structured import FIELD, StructuredOutputsParams
+from quire.base.structured import FIELD, MAX_CHOICES, MAX_TAGS, StructuredOutputsParams
 
 MAX_GRAMMAR_BYTES = 256 * 2**10
 MAX_REGEX_BYTES = 16 * 2**10
 MAX_GBNF_BYTES = 32 * 2**10
 """GBNF is converted on the event loop."""
-MAX_CHOICES = 1024
 MAX_DEPTH = 64
 """Most levels of nesting in a schema, counting every array and object."""
 
@@ -67,7 +66,7 @@ def checked_schema(schema: Mapping[str, Any], *, whitespace: str, where: str) ->
     """
     if _OPTIONS in schema:
         raise _refusal(where, f"may not hold {_OPTIONS!r}: the key sets options of the compiler")
-    check_depth(schema, where)
+    check_bounds(schema, where)
     options = {"whitespace_pattern": whitespace, "lenient": False, "coerce_one_of": False}
     return {**without_defaults(dict(schema)), _OPTIONS: options}
 
@@ -90,16 +89,24 @@ def _part_without_defaults(keyword: str, value: Any) -> Any:
     return without_defaults(value)
 
 
-def check_depth(schema: Any, where: str) -> None:
-    """Refuse values nested deeper than MAX_DEPTH, level by level and so without recursion; InvalidRequestError."""
-    level = [schema]
+def check_bounds(schema: Any, where: str) -> None:
+    """Refuse values nested deeper than MAX_DEPTH or larger than a grammar may be, before anything recurses over them.
+
+    Goes level by level, and stops once it has seen too much. Raises InvalidRequestError.
+    """
+    level, room = [schema], MAX_GRAMMAR_BYTES
     for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for value in level
-            for child in (value.values() if isinstance(value, Mapping) else value)
-            if isinstance(child, Mapping | list)
-        ]
+        below = []
+        for value in level:
+            children = value.values() if isinstance(value, Mapping) else value
+            room -= len(children) + (sum(map(len, map(str, value))) if isinstance(value, Mapping) else 0)
+            if room < 0:
+                break
+            below += [child for child in children if isinstance(child, Mapping | list)]
+            room -= sum(len(child) for child in children if isinstance(child, str))
+        if room < 0:
+            raise _refusal(where, f"is larger than {MAX_GRAMMAR_BYTES} bytes")
+        level = below
         if not level:
             return
     raise _refusal(where, f"is nested deeper than {MAX_DEPTH} levels")
@@ -166,9 +173,11 @@ def _structural_tag(params: StructuredOutputsParams) -> str:
         raise _refusal("structural_tag", f"has type, structures and triggers, found {sorted(tag)}")
     if not isinstance(structures, list) or not isinstance(triggers, list) or not structures or not triggers:
         raise _refusal("structural_tag", "needs structures and triggers, both non-empty lists")
+    if max(len(structures), len(triggers)) > MAX_TAGS:
+        raise _refusal("structural_tag", f"takes at most {MAX_TAGS} structures and {MAX_TAGS} triggers")
     if not all(isinstance(trigger, str) and trigger for trigger in triggers):
         raise _refusal("structural_tag", "needs triggers that are non-empty texts")
-    check_depth(tag, "structural_tag")
+    check_bounds(tag, "structural_tag")
     names, rules = [], []
     for index, structure in enumerate(structures):
         rules += _tag_rules(index, structure, triggers)

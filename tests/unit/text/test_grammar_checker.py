@@ -35,6 +35,7 @@ def test_nothing_is_started_before_the_first_grammar_and_nothing_is_left_behind(
 
 
 def test_good_after_bad_and_bad_after_good(checker):
+    """SEC-16: whatever one grammar does, the next one is judged by itself."""
     for _ in range(2):
         checker.check('start: "a"')
         with pytest.raises(InvalidRequestError, match="no_such_rule") as caught:

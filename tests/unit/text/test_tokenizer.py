@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -158,3 +161,32 @@ def test_only_a_whole_special_token_has_a_special_id(demo_path):
     assert tokenizer.special_id(tokenizer.eos_token) == tokenizer.eos_token_id
     for text in ("a", "", tokenizer.eos_token + "a", "no such token"):
         assert tokenizer.special_id(text) is None
+
+
+def test_a_long_text_reads_as_ever_and_stops_no_other_thread(demo_path):
+    """SEC-22: other threads of the process run while a long text is encoded or a long list of ids decoded."""
+    tokenizer = Tokenizer.load(demo_path)
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefgh ", k=draw.randrange(2, 9))) for _ in range(2000)]
+    lines = [" ".join(draw.choices(words, k=40)) + "\n" for _ in range(4000)]
+    gaps, done = [], threading.Event()
+
+    def watch():
+        last = time.monotonic()
+        while not done.is_set():
+            time.sleep(0.001)
+            now = time.monotonic()
+            gaps.append(now - last)
+            last = now
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    began = time.monotonic()
+    ids = tokenizer.encode("".join(lines), add_special_tokens=False)
+    seconds = time.monotonic() - began
+    text = tokenizer.decode(ids)
+    done.set()
+    watching.join()
+    assert text == "".join(lines)
+    assert len(gaps) > 20 and max(gaps) < max(0.5, 0.6 * seconds), (max(gaps), seconds)
+    assert ids == tokenizer._codec._core.encode(text, add_special_tokens=False).ids

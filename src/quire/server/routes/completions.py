@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from typing import TYPE_CHECKING
 
@@ -121,6 +120,8 @@ async def _echo_texts(engine: AsyncEngine, prompts: list[Prompt], params: Sampli
     """What `echo` repeats for each prompt: its own text, or that of its ids."""
     decode = functools.partial(engine.tokenizer.decode, skip_special_tokens=params.skip_special_tokens)
     return [
-        prompt.text if prompt.text is not None else await asyncio.to_thread(decode, prompt.token_ids)
+        prompt.text
+        if prompt.text is not None
+        else await engine.texts.run(len(prompt.token_ids), decode, prompt.token_ids)
         for prompt in prompts
     ]

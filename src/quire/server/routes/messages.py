@@ -23,7 +23,7 @@ from quire.protocol.decode import RequestDecoder
 from quire.protocol.errors import AnthropicErrorBody
 from quire.server.chat_turn import prepare_turn
 from quire.server.incoming import checked_warnings, take_in
-from quire.server.limits import read_json_body
+from quire.server.limits import decoded, read_json_body
 from quire.server.messages_reply import MessagesReply
 from quire.server.messages_request import chat_request
 from quire.server.openapi import event_stream, json_operation
@@ -68,11 +68,12 @@ async def count_tokens(request: Request) -> Response:
     _name_request(request)
     state = state_of(request)
     engine = state.ready_engine()
-    body = _count_decoder.decode(await read_json_body(request))
+    content = await read_json_body(request)
+    body = await decoded(engine, _count_decoder.decode, content)
     state.find_model(engine, body.model, account_of(request).tenant)
     check_generates(engine.info)
     chat, _ = _in_chats_words(body, engine, state)
-    rendered = await chat_prompt(engine, chat, tools=tool_use_of(chat).shown)
+    rendered = await chat_prompt(engine, chat, tools=tool_use_of(chat).shown, size=len(content))
     answer = TokenCountResponse(len(rendered.prompt.token_ids))
     return Response(msgspec.json.encode(answer), media_type="application/json")
 

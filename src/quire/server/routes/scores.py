@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter
@@ -12,6 +11,7 @@ from starlette.responses import Response
 from quire.base.errors import InvalidRequestError
 from quire.base.pooling import PoolingParams
 from quire.engine.scoring import Pair, pair_up, plan_scoring
+from quire.engine.text_pool import check_length
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.vectors import (
     RerankDocument,
@@ -85,7 +85,9 @@ async def _scores(call: VectorCall[VectorFields], pairs: Sequence[Pair], *, pref
             check_text_fits(text, engine.info.max_model_len)
     call.call.enter_queue()
     most = call.max_tokens or _UNCUT
-    read = await asyncio.to_thread(plan.prompts, engine.tokenizer, max_tokens=most)
+    size = sum(map(len, plan.texts)) or sum(len(text) for pair in plan.pairs for text in pair)
+    check_length(size)
+    read = await engine.texts.run(size, plan.prompts, engine.tokenizer, max_tokens=most)
     prompts = [Prompt(prompt.token_ids, second_segment=prompt.second_segment) for prompt in read]
     vectors = await call.vectors(prompts, PoolingParams(), prefix=prefix)
     return plan.scores(vectors.raw), vectors

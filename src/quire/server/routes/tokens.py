@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import msgspec
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -13,10 +11,12 @@ from quire.base.errors import InvalidRequestError
 from quire.base.sampling import check_token_ids
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
-from quire.server.limits import read_json_body
+from quire.server.limits import decoded, read_json_body
 from quire.server.openapi import json_operation
-from quire.server.prompts import render
+from quire.server.prompts import check_request_template, render
 from quire.server.state import account_of, state_of
+from quire.server.stream import until_disconnect
+from quire.server.tool_use import check_tools_size
 
 TOKENIZE_PATH = "/tokenize"
 DETOKENIZE_PATH = "/detokenize"
@@ -36,7 +36,8 @@ async def tokenize(request: Request) -> Response:
     """Token ids of a text, or of a conversation under the chat template."""
     state = state_of(request)
     engine = state.ready_engine()
-    body = _tokenize_decoder.decode(await read_json_body(request))
+    content = await read_json_body(request)
+    body = await decoded(engine, _tokenize_decoder.decode, content)
     state.find_model(engine, body.model, account_of(request).tenant)
     if (body.prompt is None) == (body.messages is None):
         raise InvalidRequestError("send either prompt or messages", param="prompt")
@@ -44,8 +45,11 @@ async def tokenize(request: Request) -> Response:
     if body.prompt is not None:
         text, adds_special = body.prompt, adds_special is not False
     else:
-        text, _ = await render(engine, body, tools=[msgspec.structs.asdict(tool) for tool in body.tools or ()] or None)
-    token_ids = await engine.tokenize(text, add_special_tokens=bool(adds_special))
+        check_request_template(body, state.config)
+        tools = [msgspec.structs.asdict(tool) for tool in body.tools or ()] or None
+        check_tools_size(tools, "tools")
+        text, _ = await render(engine, body, tools=tools, size=len(content))
+    token_ids = await until_disconnect(request.receive, engine.tokenize(text, add_special_tokens=bool(adds_special)))
     spelled = [engine.tokenizer.token_text(i) for i in token_ids] if body.return_token_strs else None
     return _json(TokenizeResponse(len(token_ids), engine.info.max_model_len, token_ids, spelled))
 
@@ -54,10 +58,11 @@ async def detokenize(request: Request) -> Response:
     """Text of token ids, special tokens included."""
     state = state_of(request)
     engine = state.ready_engine()
-    body = _detokenize_decoder.decode(await read_json_body(request))
+    body = await decoded(engine, _detokenize_decoder.decode, await read_json_body(request))
     state.find_model(engine, body.model, account_of(request).tenant)
     check_token_ids("tokens", body.tokens, engine.info.vocab_rows)
-    text = await asyncio.to_thread(engine.tokenizer.decode, body.tokens, skip_special_tokens=False)
+    decode, ids = engine.tokenizer.decode, body.tokens
+    text = await until_disconnect(request.receive, engine.texts.run(len(ids), decode, ids, skip_special_tokens=False))
     return _json(DetokenizeResponse(text))
 
 
