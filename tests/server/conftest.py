@@ -111,9 +111,15 @@ def fake_logprobs(token_id: int, top: int, tokenizer: FakeTokenizer) -> dict[int
 class FakeStream:
     """What `FakeEngine.submit` returns."""
 
-    def __init__(self, outputs: AsyncIterator[RequestOutput], close: Callable[[], None]) -> None:
+    def __init__(
+        self, outputs: AsyncIterator[RequestOutput], close: Callable[[], None], samples: list[_FakeSample]
+    ) -> None:
         self._outputs = outputs
         self._close = close
+        self._samples = samples
+
+    def end_sample(self, index: int) -> None:
+        self._samples[index].finish = "abort"
 
     def __aiter__(self) -> FakeStream:
         return self
@@ -210,13 +216,13 @@ class FakeEngine:
                 self.open.discard(request_id)
                 self.aborted.append(request_id)
 
-        return FakeStream(self._outputs(prompt, params, request_id, room), close)
+        samples = [_FakeSample(i, list(self.reply.encode()), params, room) for i in range(params.n)]
+        return FakeStream(self._outputs(prompt, params, request_id, samples), close, samples)
 
     async def _outputs(
-        self, prompt: list[int], params: SamplingParams, request_id: str, room: int
+        self, prompt: list[int], params: SamplingParams, request_id: str, samples: list[_FakeSample]
     ) -> AsyncIterator[RequestOutput]:
         arrival = time.monotonic()
-        samples = [_FakeSample(i, list(self.reply.encode()), params, room) for i in range(params.n)]
         prompt_logprobs = None
         if params.prompt_logprobs is not None:
             prompt_logprobs = [None, *(fake_logprobs(t, params.prompt_logprobs, self.tokenizer) for t in prompt[1:])]

@@ -237,6 +237,15 @@ class ServerConfig:
     allow_request_chat_template: bool = option(
         False, "Let requests bring a chat template of their own; it runs in a sandbox.", flag=False
     )
+    hooks: tuple[str, ...] = option(
+        (), "Classes that see, change and refuse requests and answers, as package.module:name.", flag=False
+    )
+    hook_timeout: float = option(
+        10.0, "Seconds a hook may take for a request or a piece of an answer, which then fails.", low=0.001, flag=False
+    )
+    coalesce_requests: bool = option(
+        False, "Let identical greedy or seeded requests of a tenant share one generation while it runs.", flag=False
+    )
     metrics_compat: str = option("vllm", "Also export metrics under another engine's names.", choices=("vllm", "none"))
     log_level: str = option("info", "Detail of the log.", choices=("debug", "info", "warning", "error"))
     log_style: str = option("text", "Shape of the log.", choices=("text", "json"))

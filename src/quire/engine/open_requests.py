@@ -135,6 +135,18 @@ class OpenRequests:
         if stopped:
             self._send_abort(AbortMessage(samples=stopped))
 
+    def end_sample(self, opened: OpenRequest, index: int) -> None:
+        """End one sample that its consumer wants no more of, in the engine too; the request's others go on."""
+        sample, engine_id = opened.collector.samples[index], opened.collector.engine_id
+        if sample.finish_reason is not None or engine_id not in self._open:
+            return
+        sample.finish_reason = FinishReason.ABORT.value
+        sample.discard()
+        opened.observe_finish(sample, self.observer)
+        self._send_abort(AbortMessage(samples=[(engine_id, index)]))
+        if opened.collector.is_over:
+            opened.news.set()
+
     def release(self, opened: OpenRequest) -> None:
         """Forget a request; one that the engine still works on is aborted there."""
         collector = opened.collector
@@ -192,6 +204,11 @@ class OutputStream:
         if output.finished:
             await self.aclose()
         return output
+
+    def end_sample(self, index: int) -> None:
+        """End one sample of the request; what the engine still brings of it ends with reason `abort`."""
+        if not self._is_ended:
+            self._requests.end_sample(self._opened, index)
 
     async def aclose(self) -> None:
         """Stop listening; aborts the request when it has not ended."""

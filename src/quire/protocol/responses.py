@@ -256,7 +256,7 @@ class ResponsesUsage(msgspec.Struct):
 class IncompleteDetails(msgspec.Struct):
     """Why a response is not complete."""
 
-    reason: Literal["max_output_tokens"]
+    reason: Literal["max_output_tokens", "content_filter"]
 
 
 class ResponseFailure(msgspec.Struct):

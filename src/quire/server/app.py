@@ -1,7 +1,7 @@
 """The ASGI apps: routes, and the layers around them.
 
-From the outside in: request log and last catch, CORS, keys and Host names, the prefix, error handlers, routes. The
-administrator's routes are an app of their own, for a listener of their own (SEC-29).
+From the outside in: request log and last catch, CORS, keys and Host names, idempotency keys, the prefix, error
+handlers, routes. The administrator's routes are an app of their own, for a listener of their own (SEC-29).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from quire.server.batches.database import Database
 from quire.server.batches.inner_call import InnerApp
 from quire.server.batches.runner import BatchRunner
 from quire.server.errors import install_handlers
+from quire.server.hooks.hook_set import load_hooks
+from quire.server.idempotency import REPLAYED_HEADER, IdempotencyMiddleware
 from quire.server.metrics import ServerMetrics
 from quire.server.request_log import RequestLogMiddleware
 from quire.server.routes import (
@@ -49,7 +51,7 @@ if TYPE_CHECKING:
 
 _GROUPS = (chat, completions, responses, messages, embeddings, scores, models, tokens, files, batches, status)
 _EXPOSED_HEADERS = [
-    *("x-request-id", "x-quire-priority", "retry-after", "retry-after-ms", "x-should-retry"),
+    *("x-request-id", "x-quire-priority", "retry-after", "retry-after-ms", "x-should-retry", REPLAYED_HEADER),
     *(f"x-ratelimit-{aspect}-{name}" for aspect in ("limit", "remaining", "reset") for name in ("requests", "tokens")),
 ]
 
@@ -71,8 +73,8 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
     """An app that serves `engine`; with None it says that it is loading until `attach_engine`.
 
     Raises:
-        ConfigError: `disabled_routes` or a parser names what does not exist, `files_dir` cannot be used, or the tenants
-            file is wrong.
+        ConfigError: `disabled_routes`, `hooks` or a parser names what does not exist, `files_dir` cannot be used, or
+            the tenants file is wrong.
     """
     tenants = Tenants(config)
     metrics = ServerMetrics(compat=config.metrics_compat == "vllm", tenants=tenants.names)
@@ -83,6 +85,7 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
         formats=FormatSettings(tool_call_parser=config.tool_call_parser, reasoning_parser=config.reasoning_parser),
         tenants=tenants,
         admission=Admission(config, tenants, metrics),
+        hooks=load_hooks(config.hooks, timeout=config.hook_timeout),
     )
     _add_routes(app.router, config)
     install_handlers(app)
@@ -92,6 +95,10 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
             Database(Path(config.files_dir)), InnerApp(app, tenants.accounts), lambda: state.engine
         )
     app.add_middleware(PrefixMiddleware, root_path=config.root_path)
+    paths = (chat.PATH, completions.PATH, responses.PATH, messages.PATH)
+    app.add_middleware(
+        IdempotencyMiddleware, paths=[prefix + path for prefix in {"", config.root_path} for path in paths]
+    )
     app.add_middleware(GuardMiddleware, config=config, tenants=tenants)
     if config.allowed_origins:
         app.add_middleware(

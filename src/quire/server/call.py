@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from starlette.requests import Request
@@ -57,9 +57,18 @@ class Call:
         """
         self.ticket.enter(self.engine, body_size=self.body_size, timeout=self.timeout)
 
+    def asking(self, model: str | None, timeout: float | None) -> Call:
+        """The same request with what its body asks for once hooks have seen it; a deadline can only come nearer.
+
+        Raises:
+            ModelNotFoundError: no such model, or not for this tenant.
+        """
+        found = self.state.find_model(self.engine, model, self.tenant)
+        return replace(self, model=found, timeout=tightest(self.timeout, timeout))
+
     def generation(self, prefix: str) -> Generation:
         """The engine's part of the request, not yet queued."""
-        return Generation(self.engine, prefix=prefix, ticket=self.ticket)
+        return Generation(self.state.coalescer or self.engine, prefix=prefix, ticket=self.ticket)
 
     def admitted(self, body: SharedFields, lengths: list[int], *, output_tokens: int) -> GenerationOptions:
         """What all its prompts share besides sampling, once its tenant's quotas hold what they may cost.
@@ -94,8 +103,10 @@ class Arrival:
     ticket: Ticket
     timeout: float | None
 
-    def call(self, model: str | None, *, body_size: int, timeout: float | None = None) -> Call:
+    def call(self, model: str | None, *, body_size: int, timeout: float | None = None, is_final: bool = True) -> Call:
         """The request once it was read: the name it asks for, its size in bytes and the seconds its body allows.
+
+        Where that is not `is_final`, the name is looked up later, with `Call.asking`.
 
         Raises:
             ModelNotFoundError: no such model, or not for this tenant.
@@ -104,7 +115,7 @@ class Arrival:
             request=self.request,
             state=self.state,
             engine=self.engine,
-            model=self.state.find_model(self.engine, model, self.tenant),
+            model=self.state.find_model(self.engine, model, self.tenant) if is_final else model or "",
             tenant=self.tenant,
             ticket=self.ticket,
             body_size=body_size,

@@ -76,6 +76,46 @@ class ReadEvent:
     tokens: Piece
 
 
+@dataclass(slots=True, kw_only=True)
+class FilteredOutput(CompletionOutput):
+    """A delta that hooks have seen: read as events already, of which these are left. `text` is that of the content."""
+
+    events: list[Event]
+    reasoning_tokens: int
+    """Tokens of reasoning so far, shown or not."""
+
+
+class EventReader:
+    """Tells a sample's text apart into events as it comes, and counts the tokens of its reasoning."""
+
+    def __init__(self, style: ReplyStyle) -> None:
+        self.reasoning_tokens = 0
+        self._takes_one_call = style.takes_one_call
+        self._parser = None if style.parser is None else style.parser()
+        self._num_unclassified = 0  # tokens of which it is not known yet what they belong to
+
+    @property
+    def holds_text(self) -> bool:
+        """Whether the end of a sample may bring text that came before."""
+        return self._parser is not None
+
+    def read(self, text: str, num_tokens: int, *, ends: bool) -> list[Event]:
+        """What more text means, neighbouring pieces of one kind as one; `num_tokens` came with it."""
+        self._num_unclassified += num_tokens
+        if self._parser is None:
+            return [ContentText(text)] if text else []
+        events = self._parser.push(text) if text else []
+        if ends:
+            events += self._parser.finish()
+        if events:
+            if isinstance(events[0], ReasoningText):
+                self.reasoning_tokens += self._num_unclassified
+            self._num_unclassified = 0
+        if self._takes_one_call:
+            events = [event for event in events if getattr(event, "index", 0) == 0]
+        return merged(events)
+
+
 class SampleReader:
     """Reads a sample's deltas as events, whichever API they are told in; knows no wire type."""
 
@@ -86,9 +126,8 @@ class SampleReader:
         self.reasoning_tokens = 0
         self.has_calls = False
         self._style = style
-        self._parser = None if style.parser is None else style.parser()
+        self._events = EventReader(style)
         self._waiting = Piece("")  # tokens whose text has not been shown
-        self._num_unclassified = 0  # tokens of which it is not known yet what they belong to
 
     @property
     def finish_reason(self) -> str:
@@ -105,10 +144,14 @@ class SampleReader:
         was_open = self.sample.finish_reason is None
         piece = self.sample.push(output)
         ends = was_open and self.sample.finish_reason is not None
-        self._num_unclassified += len(output.token_ids)
-        if piece is None and not (ends and self._parser is not None):
+        if isinstance(output, FilteredOutput):
+            self._see(output.events, output.reasoning_tokens)
+            return [ReadEvent(event, Piece("")) for event in output.events], ends
+        events = self._events.read(piece.text if piece is not None else "", len(output.token_ids), ends=ends)
+        self._see(events, self._events.reasoning_tokens)
+        if piece is None and not (ends and self._events.holds_text):
             return [], ends
-        return self._with_tokens(piece or Piece(""), ends=ends), ends
+        return self._with_tokens(events, piece or Piece(""), ends=ends), ends
 
     def new_call_id(self) -> str:
         """An id for a call, of a form that the model's template takes back."""
@@ -116,9 +159,13 @@ class SampleReader:
             return "".join(secrets.choice(_ID_CHARACTERS) for _ in range(9))
         return f"call_{secrets.token_hex(12)}"
 
-    def _with_tokens(self, piece: Piece, *, ends: bool) -> list[ReadEvent]:
+    def _see(self, events: list[Event], reasoning_tokens: int) -> None:
+        self.reasoning_tokens = reasoning_tokens
+        self.has_calls = self.has_calls or any(isinstance(event, CallBegun) for event in events)
+
+    def _with_tokens(self, read: list[Event], piece: Piece, *, ends: bool) -> list[ReadEvent]:
         """The events of a piece, the waiting tokens with the first that shows something."""
-        events: list[Event | None] = list(self._events(piece.text, ends=ends))
+        events: list[Event | None] = list(read)
         self._waiting.token_ids += piece.token_ids
         self._waiting.logprobs += piece.logprobs
         shows = any(not isinstance(event, CallEnded) for event in events)
@@ -131,22 +178,6 @@ class SampleReader:
                 shown, self._waiting = self._waiting, shown
             found.append(ReadEvent(event, shown))
         return found
-
-    def _events(self, text: str, *, ends: bool) -> list[Event]:
-        """What the text means, neighbouring pieces of one kind as one."""
-        if self._parser is None:
-            return [ContentText(text)] if text else []
-        events = self._parser.push(text) if text else []
-        if ends:
-            events += self._parser.finish()
-        if events:
-            if isinstance(events[0], ReasoningText):
-                self.reasoning_tokens += self._num_unclassified
-            self._num_unclassified = 0
-        if self._style.takes_one_call:
-            events = [event for event in events if getattr(event, "index", 0) == 0]
-        self.has_calls = self.has_calls or any(isinstance(event, CallBegun) for event in events)
-        return _merged(events)
 
 
 @dataclass(slots=True)
@@ -255,7 +286,7 @@ class ChatSample:
         return piece.token_ids if self._options.returns_token_ids else UNSET
 
 
-def _merged(events: list[Event]) -> list[Event]:
+def merged(events: list[Event]) -> list[Event]:
     """Neighbouring events of one kind as one."""
     if len(events) < 2:
         return events

@@ -69,13 +69,14 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
         params.structured_outputs = forced_calls(use, formats, engine.tokenizer, prompt=chat.text, prefill=prefill)
     if formats.are_special(engine.tokenizer):
         params.skip_special_tokens = False  # the marks must reach the parser, which leaves them out
+    style = reply_style(use, formats, prompt=chat.text, prefill=prefill)
     return ChatTurn(
         incoming=incoming,
-        generation=incoming.call.generation(prefix),
+        generation=incoming.generation(prefix, params, style=style),
         use=use,
         chat=chat,
         params=params,
-        style=reply_style(use, formats, prompt=chat.text, prefill=prefill),
+        style=style,
     )
 
 

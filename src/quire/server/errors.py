@@ -10,6 +10,11 @@
     ├── SlowRequestError              a request that did not arrive in time
     └── NotReadyError                 the engine is loading, draining or gone
 
+    IdempotencyKeyReusedError (a QuireError)  an idempotency key came with another request than before
+    HookRejectedError (a QuireError)  an operator's hook refuses the request, or ends its answer
+    HookFailedError (a QuireError)    an operator's hook failed, so nothing it should have seen is let through
+    └── HookTimeoutError              an operator's hook took too long
+
 An error shows what the client sent wrong and nothing of the server: no paths, keys or tracebacks (SEC-30).
 """
 
@@ -93,6 +98,28 @@ class StoredObjectNotFoundError(InvalidRequestError):
     code = "not_found"
 
 
+class IdempotencyKeyReusedError(QuireError):
+    """An idempotency key came before, with another request."""
+
+
+class HookRejectedError(QuireError):
+    """An operator's hook refuses the request, or ends its answer, in words, status and code of its own."""
+
+    def __init__(self, message: str, *, status: int, code: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+
+
+class HookFailedError(QuireError):
+    """An operator's hook failed; the log says how, and the client is told no more than that."""
+
+
+class HookTimeoutError(HookFailedError):
+    """An operator's hook took longer than `hook_timeout`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorRule:
     """How one class of error looks on the wire; `code` is used where the error brings none."""
@@ -120,6 +147,10 @@ TABLE: dict[type[Exception], ErrorRule] = {
     MalformedHttpError: ErrorRule(400, INVALID, "invalid_http"),
     SlowRequestError: ErrorRule(408, "timeout_error", "request_not_received"),
     NotReadyError: ErrorRule(503, SERVER, "server_not_ready"),
+    IdempotencyKeyReusedError: ErrorRule(409, INVALID, "idempotency_key_reused", NO_RETRY),
+    HookRejectedError: ErrorRule(400, INVALID, "content_filter", NO_RETRY),
+    HookFailedError: ErrorRule(500, SERVER, "hook_failed"),
+    HookTimeoutError: ErrorRule(503, SERVER, "hook_timeout"),
 }
 """Looked up along the class's ancestors, nearest first. What is not here is a bug and becomes a bare 500."""
 
@@ -155,8 +186,9 @@ def to_wire(error: Exception, scope: MutableMapping[str, Any] | None = None) -> 
     param = getattr(error, "param", None)
     code = getattr(error, "code", None) or rule.code
     headers = {**rule.headers, **_retry_headers(getattr(error, "retry_after", None)), **_hopeless(error)}
-    body = encode_for(scope, str(error), status=rule.status, type=rule.type, param=param, code=code)
-    return WireError(rule.status, code or rule.type, body, headers)
+    status = error.status if isinstance(error, HookRejectedError) else rule.status
+    body = encode_for(scope, str(error), status=status, type=rule.type, param=param, code=code)
+    return WireError(status, code or rule.type, body, headers)
 
 
 def install_handlers(app: FastAPI) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,9 @@ from quire.server.prompts import Prompt
 from quire.server.repeats import check_repeats
 
 if TYPE_CHECKING:
-    from quire.engine.async_engine import AsyncEngine
-    from quire.engine.open_requests import OutputStream
     from quire.server.admission import Ticket
+    from quire.server.coalescing import Submitter
+    from quire.server.shared_run import Outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +35,14 @@ class GenerationOptions:
 class Generation:
     """The engine requests behind one HTTP request. Whatever happens, `close` leaves none of them running."""
 
-    def __init__(self, engine: AsyncEngine, *, prefix: str, ticket: Ticket) -> None:
+    def __init__(self, engine: Submitter, *, prefix: str, ticket: Ticket) -> None:
         self.engine = engine
+        self.prefix = prefix
+        self.ticket = ticket
         separator = "" if prefix.endswith("_") else "-"
         self.id = f"{prefix}{separator}{uuid.uuid4().hex}"
         """The response's id; the engine's ids derive from it. No client chooses either (SEC-25)."""
-        self._ticket = ticket
-        self._streams: list[OutputStream] = []
+        self._streams: list[Outputs] = []
 
     async def submit(
         self, prompts: Sequence[Prompt], params: SamplingParams | PoolingParams, options: GenerationOptions
@@ -73,9 +74,9 @@ class Generation:
             await self.close()
             raise
 
-    async def outputs(self) -> AsyncIterator[tuple[int, RequestOutput]]:
+    async def outputs(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Deltas with the index of their prompt, as they come, until every prompt ended; raises the engine's errors."""
-        ticket = self._ticket
+        ticket = self.ticket
         if len(self._streams) == 1:
             async for output in self._streams[0]:
                 if not ticket.has_started:
@@ -98,6 +99,10 @@ class Generation:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
 
+    def end_sample(self, prompt_index: int, index: int) -> None:
+        """End one sample of a prompt and leave the others running; its pages are freed."""
+        self._streams[prompt_index].end_sample(index)
+
     async def close(self) -> None:
         """Leave every engine request; those that have not ended are aborted and free their pages (REL-1)."""
         for stream in self._streams:
@@ -107,6 +112,6 @@ class Generation:
         return asyncio.create_task(_next(self._streams[index]))
 
 
-async def _next(stream: OutputStream) -> RequestOutput | None:
+async def _next(stream: Outputs) -> RequestOutput | None:
     """The next output, None at the end."""
     return await anext(stream, None)

@@ -21,7 +21,10 @@ from quire.protocol.common import SamplingFields
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.responses import ResponsesRequest
 from quire.server.call import Call, arrive
+from quire.server.chat_sample import ReplyStyle
 from quire.server.generation import Generation, GenerationOptions
+from quire.server.hooks.answers import FilteredGeneration
+from quire.server.hooks.contract import HookRequest
 from quire.server.limits import decoded, read_json_body
 from quire.server.prompts import Prompt
 from quire.server.reply import ReplyHeader
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 T = TypeVar("T", bound=SamplingFields | ResponsesRequest | MessagesRequest)
 U = TypeVar("U", bound=SamplingFields | ResponsesRequest | MessagesRequest)
 
+PLAIN = ReplyStyle()
+"""All text is content."""
 MAX_BIAS = 100
 """What `logit_bias` is clamped to, as OpenAI does."""
 
@@ -45,6 +50,8 @@ class Incoming(Generic[T]):
     body: T
     warnings: tuple[str, ...] = ()
     """What of the body was not taken as it was sent."""
+    seen: HookRequest | None = None
+    """What hooks saw of it, where there are hooks."""
 
     @property
     def engine(self) -> AsyncEngine:
@@ -64,7 +71,31 @@ class Incoming(Generic[T]):
 
     def told_as(self, body: U, notes: tuple[str, ...] = ()) -> Incoming[U]:
         """The same request in another API's words, with notes on what that took."""
-        return Incoming(call=self.call, body=body, warnings=self.warnings + notes)
+        return Incoming(call=self.call, body=body, warnings=self.warnings + notes, seen=self.seen)
+
+    def generation(
+        self, prefix: str, params: SamplingParams, *, num_prompts: int = 1, style: ReplyStyle = PLAIN
+    ) -> Generation:
+        """The engine's part of the request, not yet queued, with the filters of hooks that its answer goes through.
+
+        Raises:
+            InvalidRequestError: it asks for what filters cannot change, and there are some.
+            HookFailedError: a hook made no filter.
+        """
+        plain, hooks = self.call.generation(prefix), self.call.state.hooks
+        if hooks is None or self.seen is None:
+            return plain
+        filters = hooks.filters(self.seen, params.n * num_prompts)
+        if not any(filters):
+            return plain
+        if params.logprobs is not None or getattr(self.body, "return_token_ids", None):
+            param = "logprobs" if params.logprobs is not None else "return_token_ids"
+            raise InvalidRequestError(
+                f"{param} cannot be had here: a filter of this server may change the text that they would show",
+                param=param,
+                code="unsupported_value",
+            )
+        return FilteredGeneration(plain, hooks, filters, style)
 
     def header(self, generation: Generation) -> ReplyHeader:
         """What every object of its reply repeats."""
@@ -88,7 +119,8 @@ async def take_in(request: Request, decoder: RequestDecoder[T]) -> Incoming[T]:
     arrival = arrive(request)
     content = await read_json_body(request)
     body, notes = await decoded(arrival.engine, decoder.decode_noting, content)
-    call = arrival.call(body.model, body_size=len(content), timeout=body.timeout)
+    is_final = arrival.state.hooks is None  # a hook may name another model
+    call = arrival.call(body.model, body_size=len(content), timeout=body.timeout, is_final=is_final)
     check_generates(call.engine.info)
     return Incoming(call=call, body=body, warnings=notes + _clamped(body))
 

@@ -22,6 +22,7 @@ from quire.server.errors import WireError
 from quire.server.message_blocks import MessageBlocks
 from quire.server.record import RequestRecord
 from quire.server.reply import ReplyHeader, TokenCount
+from quire.server.samples import CONTENT_FILTER
 from quire.text.replies.events import CallBegun
 
 
@@ -101,6 +102,8 @@ class MessagesReply:
         sample = self._reader.sample
         if sample.finish_reason == "length":
             return "max_tokens", None
+        if sample.finish_reason == CONTENT_FILTER:
+            return "refusal", None  # Anthropic's word for an answer that its own classifiers end
         if isinstance(sample.stop_reason, str):
             return "stop_sequence", sample.stop_reason
         return ("tool_use" if self._blocks.has_calls else "end_turn"), None

@@ -142,6 +142,10 @@ class ServerMetrics:
         self._prompt_tokens = self._counter(
             "prompt_tokens", "Prompt tokens of requests that ended, cached ones included."
         )
+        self._coalesced = self._counter(
+            "coalesced_requests", "Prompts whose generation was that of an earlier request."
+        )
+        self._replayed = self._counter("idempotent_replays", "Requests answered with the answer of an earlier one.")
         self._streams = Gauge("quire:open_streams", "Streams being sent.", registry=self.registry)
         self._connections = Gauge("quire:open_connections", "Connections that are open.", registry=self.registry)
         self._refused = self._counter("refused_connections", "Connections without an ordinary place.", "reason")
@@ -195,6 +199,14 @@ class ServerMetrics:
         """A request's last tokens went to the socket: how long after they were sampled (S59)."""
         if metrics is not None and metrics.last_token_time:
             self._send_delay.observe(max(0.0, time.monotonic() - metrics.last_token_time))
+
+    def coalesced(self) -> None:
+        """A prompt shares the generation of another request."""
+        self._coalesced.inc()
+
+    def replayed(self) -> None:
+        """A request gets the answer of an earlier one of the same idempotency key."""
+        self._replayed.inc()
 
     def count_request(self, record: RequestRecord) -> None:
         """An HTTP request ended."""

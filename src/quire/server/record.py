@@ -6,7 +6,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 CLIENT_CLOSED = 499
@@ -68,6 +68,13 @@ def record_of(scope: MutableMapping[str, Any]) -> RequestRecord:
         scope[_RECORD] = RequestRecord(request_id=new_request_id(), method=scope.get("method", "GET"))
     record: RequestRecord = scope[_RECORD]
     return record
+
+
+def inner_scope(scope: MutableMapping[str, Any]) -> tuple[dict[str, Any], RequestRecord]:
+    """A copy of a scope for a run that may outlive its request, with a record of its own under the same id."""
+    outer = record_of(scope)
+    record = replace(outer, headers=[], finish_reasons=[], on_end=None)
+    return {**scope, _RECORD: record}, record
 
 
 def open_record(scope: MutableMapping[str, Any]) -> RequestRecord:

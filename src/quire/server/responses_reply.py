@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
@@ -114,13 +114,14 @@ class ResponsesReply:
                 if read.event is not None:
                     events += self._items.add(read.event, self._logprobs(read.tokens))
             if ends:
-                events += self._items.finish(is_cut=self._reader.sample.finish_reason == "length")
+                events += self._items.finish(is_cut=self._cut_reason is not None)
         return events
 
     def _complete(self) -> ResponseObject:
         response = self._response
-        if self._reader.sample.finish_reason == "length":
-            response.status, response.incomplete_details = "incomplete", IncompleteDetails("max_output_tokens")
+        cut_reason = self._cut_reason
+        if cut_reason is not None:
+            response.status, response.incomplete_details = "incomplete", IncompleteDetails(cut_reason)
         else:
             response.status, response.completed_at = "completed", int(time.time())
         response.output = self._items.so_far()
@@ -128,6 +129,16 @@ class ResponsesReply:
         if self._options.keep is not None:
             self._options.keep(response)
         return response
+
+    @property
+    def _cut_reason(self) -> Literal["max_output_tokens", "content_filter"] | None:
+        """Why the response is not complete, in OpenAI's words; None when it is."""
+        match self._reader.sample.finish_reason:
+            case "length":
+                return "max_output_tokens"
+            case "content_filter":
+                return "content_filter"
+        return None
 
     def _usage(self) -> ResponsesUsage:
         usage = self._count.usage([self._reader.sample])

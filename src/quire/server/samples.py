@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from quire.base.errors import StepError
 from quire.base.outputs import CompletionOutput, Logprob
 
-_FINISHED_WELL = frozenset({"stop", "length"})
+CONTENT_FILTER = "content_filter"
+"""Why a sample ended that an operator's hook stopped."""
+_FINISHED_WELL = frozenset({"stop", "length", CONTENT_FILTER})
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from quire.base.config import ServerConfig
 from quire.base.errors import EngineDeadError, ModelNotFoundError, OverloadedError
 from quire.base.tenancy import Account, Tenant
 from quire.server.admission import Admission
+from quire.server.coalescing import Coalescer
 from quire.server.errors import NotReadyError
 from quire.server.metrics import ServerMetrics
 from quire.server.response_store import ResponseStore
@@ -25,6 +26,7 @@ from quire.server.tenants import Tenants
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
     from quire.server.batches.runner import BatchRunner
+    from quire.server.hooks.hook_set import HookSet
     from quire.server.tool_use import FormatSettings
 
 ACCOUNT = "quire.account"
@@ -42,8 +44,12 @@ class ServerState:
     tenants: Tenants
     admission: Admission
     engine: AsyncEngine | None = None
+    coalescer: Coalescer | None = None
+    """Where identical requests share one generation."""
     formats: FormatSettings
     """How replies are told apart into content, reasoning and calls."""
+    hooks: HookSet | None = None
+    """The operator's own, where there are any."""
     batches: BatchRunner | None = None
     """Files and batches, where a folder for them was given."""
     responses: ResponseStore = field(default_factory=ResponseStore)
@@ -63,6 +69,8 @@ class ServerState:
         self.fingerprint = f"fp_{digest[:12]}"
         self.engine = engine
         self.metrics.attach(engine, fingerprint=self.fingerprint)
+        if self.config.coalesce_requests:
+            self.coalescer = Coalescer(engine, self.metrics.coalesced)
 
     def ready_engine(self) -> AsyncEngine:
         """The engine, for a request that wants to use it.

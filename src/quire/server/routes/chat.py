@@ -11,6 +11,7 @@ from quire.protocol.decode import RequestDecoder
 from quire.server.chat_reply import ChatReply, ChatReplyOptions
 from quire.server.chat_sample import SampleOptions
 from quire.server.chat_turn import prepare_turn
+from quire.server.hooks.requests import through_hooks
 from quire.server.incoming import checked_warnings, take_in
 from quire.server.openapi import json_operation
 from quire.server.sampling import wants_usage
@@ -28,7 +29,7 @@ def add_routes(router: APIRouter) -> None:
 
 async def create_chat_completion(request: Request) -> Response:
     """Continue a conversation, whole or as a stream."""
-    incoming = await take_in(request, _decoder)
+    incoming = await through_hooks(await take_in(request, _decoder))
     turn, body = await prepare_turn(incoming, prefix="chatcmpl"), incoming.body
     reply = ChatReply(
         incoming.header(turn.generation),

@@ -14,6 +14,7 @@ from quire.base.sampling import SamplingParams
 from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.decode import RequestDecoder
 from quire.server.completion_reply import CompletionReply, CompletionReplyOptions
+from quire.server.hooks.requests import through_hooks
 from quire.server.incoming import checked_warnings, take_in
 from quire.server.openapi import json_operation
 from quire.server.prompts import Prompt, completion_prompts
@@ -46,13 +47,13 @@ def add_routes(router: APIRouter) -> None:
 
 async def create_completion(request: Request) -> Response:
     """Continue one or many prompts, whole or as a stream."""
-    incoming = await take_in(request, _decoder)
+    incoming = await through_hooks(await take_in(request, _decoder))
     engine, body = incoming.engine, incoming.body
     _check(body)
     params = _params(body, engine.info.default_sampling)
     incoming.call.enter_queue()
     prompts = await completion_prompts(engine, body)
-    generation = incoming.call.generation("cmpl")
+    generation = incoming.generation("cmpl", params, num_prompts=len(prompts))
     reply = CompletionReply(
         incoming.header(generation),
         _reply_options(body, params, checked_warnings(body, incoming.warnings)),

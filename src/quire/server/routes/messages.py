@@ -22,6 +22,7 @@ from quire.protocol.chat import ChatRequest
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.errors import AnthropicErrorBody
 from quire.server.chat_turn import prepare_turn
+from quire.server.hooks.requests import through_hooks
 from quire.server.incoming import checked_warnings, take_in
 from quire.server.limits import decoded, read_json_body
 from quire.server.messages_reply import MessagesReply
@@ -56,6 +57,7 @@ async def create_message(request: Request) -> Response:
     _name_request(request)
     incoming = await take_in(request, _decoder)
     asked = incoming.told_as(*_in_chats_words(incoming.body, incoming.engine, incoming.call.state))
+    asked = await through_hooks(asked)
     turn = await prepare_turn(asked, prefix="msg_")
     warnings = checked_warnings(incoming.body, (*asked.warnings, *turn.chat.notes))
     reply = MessagesReply(asked.header(turn.generation), turn.style, warnings)

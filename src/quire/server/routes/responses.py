@@ -26,6 +26,7 @@ from quire.protocol.responses import (
 from quire.server.batches.access import owner_of
 from quire.server.chat_sample import SampleOptions
 from quire.server.chat_turn import ChatTurn, prepare_turn
+from quire.server.hooks.requests import through_hooks
 from quire.server.incoming import Incoming, checked_warnings, take_in
 from quire.server.openapi import event_stream, json_operation
 from quire.server.response_store import ResponseStore, StoredResponse
@@ -57,7 +58,7 @@ async def create_response(request: Request) -> Response:
     body, store, owner = incoming.body, state_of(request).responses, owner_of(request)
     history, tools = _conversation(body, store, owner), tools_of(body)
     chat, notes = chat_request(body, history, tools)
-    asked = incoming.told_as(chat, notes)
+    asked = await through_hooks(incoming.told_as(chat, notes))
     try:
         turn = await prepare_turn(asked, prefix="resp_")
         reply = ResponsesReply(
