@@ -23,7 +23,8 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"
 
 @pytest.fixture(scope="module")
 def write_docs():
-    """The generator of the documents' tables, as a module."""
+    """The generator of the documents' tables, as a module; it finds the files beside it as it does when it is run."""
+    sys.path.insert(0, str(ROOT / "tools"))
     spec = importlib.util.spec_from_file_location("write_docs", ROOT / "tools" / "write_docs.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

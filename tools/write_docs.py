@@ -1,4 +1,4 @@
-"""Refreshes the generated parts of the documentation: the model table, the settings, and the tests of each row.
+"""Refreshes the generated parts of the documentation: models, settings, routes, fields, and the tests of each row.
 
 Everything between `<!-- generated: NAME -->` and `<!-- end -->` in README.md and docs/ is written here; everything else
 by people. `tests/test_house.py` fails when a generated part that comes from the sources is out of date.
@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from field_tables import endpoints_table, fields_tables
 from quire.base.config import PRESETS
 from quire.cli.flags import ENGINE_PARTS, SERVER_PARTS, flag_specs
 from quire.models.encoder_families import ENCODERS
@@ -102,7 +103,12 @@ def refresh_rows(text: str) -> str:
     return "\n".join(map(row, text.split("\n")))
 
 
-GENERATORS: dict[str, Callable[[], str]] = {"models": models_table, "settings": settings_table}
+GENERATORS: dict[str, Callable[[], str]] = {
+    "models": models_table,
+    "settings": settings_table,
+    "endpoints": endpoints_table,
+    "fields": fields_tables,
+}
 
 
 def refresh(text: str) -> str:

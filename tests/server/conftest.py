@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +28,10 @@ from quire.server.serve import ServerLife, bind, bind_admin
 BOS, EOS = 256, 257
 VOCAB_ROWS = 260
 MODEL = "quire-demo"
+
+_HERE = str(Path(__file__).parent)
+if _HERE not in sys.path:
+    sys.path.insert(0, _HERE)  # for the modules of samples beside the tests
 
 
 class FakeTokenizer:

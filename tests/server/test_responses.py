@@ -298,7 +298,7 @@ async def test_items_become_the_messages_of_a_chat(http, engine):
             },
             {"type": "function_call", "call_id": "c1", "name": "weather", "arguments": "{}", "namespace": None},
             {"type": "function_call", "call_id": "c2", "name": "now", "arguments": "{}"},
-            {"type": "function_call_output", "call_id": "c1", "output": "rain"},
+            {"type": "function_call_output", "call_id": "c1", "output": "rain", "name": "weather"},
             {"type": "function_call_output", "call_id": "c2", "output": [{"type": "input_text", "text": "noon"}]},
             {"role": "user", "content": [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]},
         ],
@@ -310,6 +310,7 @@ async def test_items_become_the_messages_of_a_chat(http, engine):
     assert (turn["reasoning_content"], turn["content"]) == ("Hm.", "A moment.")
     assert [(call["id"], call["function"]["name"]) for call in turn["tool_calls"]] == [("c1", "weather"), ("c2", "now")]
     assert [(m["tool_call_id"], m["content"]) for m in messages[3:5]] == [("c1", "rain"), ("c2", "noon")]
+    assert messages[3]["name"] == "weather" and "name" not in messages[4]
     assert messages[5]["content"] == [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 
 

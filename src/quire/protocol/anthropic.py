@@ -13,30 +13,32 @@ from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.chat import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from quire.protocol.common import Effort, LogitBias, NonEmpty, Priority, Seconds, StopStrings
+from quire.protocol.effects import NO_EFFECT, only
 
 ToolName = Annotated[str, Meta(min_length=1, max_length=256)]
 Blocks = Annotated[list[dict[str, Any]], Meta(max_length=MAX_PARTS)]
+_STRICT = Meta(description="Honoured where a call is forced; otherwise noted in `warnings`.")
 
 
 class CacheControl(msgspec.Struct, forbid_unknown_fields=True):
     """Where Anthropic's cache should end; accepted without effect, because prefixes are always cached here."""
 
-    type: Literal["ephemeral"]
-    ttl: Literal["5m", "1h"] | None = None
+    type: Annotated[Literal["ephemeral"], NO_EFFECT]
+    ttl: Annotated[Literal["5m", "1h"] | None, NO_EFFECT] = None
 
 
 class TextParam(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="text"):
     """Some text."""
 
     text: str
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, NO_EFFECT] = None
 
 
 class ThinkingParam(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="thinking"):
     """Reasoning of an earlier turn; the signature is not checked, for none is made here."""
 
     thinking: str
-    signature: str | None = None
+    signature: Annotated[str | None, NO_EFFECT] = None
 
 
 class ToolUseParam(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="tool_use"):
@@ -45,7 +47,7 @@ class ToolUseParam(msgspec.Struct, forbid_unknown_fields=True, tag_field="type",
     id: NonEmpty
     name: ToolName
     input: dict[str, Any]
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, NO_EFFECT] = None
 
 
 class ToolResultParam(msgspec.Struct, forbid_unknown_fields=True, tag_field="type", tag="tool_result"):
@@ -54,7 +56,7 @@ class ToolResultParam(msgspec.Struct, forbid_unknown_fields=True, tag_field="typ
     tool_use_id: NonEmpty
     content: str | Blocks | None = None
     is_error: bool | None = None
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, NO_EFFECT] = None
 
 
 BlockParam = TextParam | ThinkingParam | ToolUseParam | ToolResultParam
@@ -78,13 +80,13 @@ class ToolParam(msgspec.Struct, forbid_unknown_fields=True):
     """A tool of the client's. Those of Anthropic's own servers have another `type`."""
 
     name: ToolName
-    type: str | None = None
+    type: Annotated[str | None, only("`custom`")] = None
     description: str | None = None
     input_schema: dict[str, Any] | None = None
-    strict: bool | None = None
-    eager_input_streaming: bool | None = None
-    """Without effect: arguments are always streamed as they are written."""
-    cache_control: CacheControl | None = None
+    strict: Annotated[bool | None, _STRICT] = None
+    eager_input_streaming: Annotated[bool | None, NO_EFFECT] = None
+    """Arguments are always streamed as they are written."""
+    cache_control: Annotated[CacheControl | None, NO_EFFECT] = None
 
 
 class ToolChoice(msgspec.Struct, forbid_unknown_fields=True):
@@ -99,8 +101,8 @@ class ThinkingConfig(msgspec.Struct, forbid_unknown_fields=True):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
-    display: Literal["summarized", "omitted"] | None = None
+    budget_tokens: Annotated[Annotated[int, Meta(ge=1)] | None, only("`max_tokens` and more")] = None
+    display: Annotated[Literal["summarized", "omitted"] | None, only("`summarized`")] = None
 
 
 class OutputFormat(msgspec.Struct, forbid_unknown_fields=True):
@@ -120,7 +122,7 @@ class OutputConfig(msgspec.Struct, forbid_unknown_fields=True):
 class Metadata(msgspec.Struct, forbid_unknown_fields=True):
     """Who asked; accepted without effect."""
 
-    user_id: str | None = None
+    user_id: Annotated[str | None, NO_EFFECT] = None
 
 
 class ConversationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -133,12 +135,15 @@ class ConversationFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=Tru
     tool_choice: ToolChoice | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
-    cache_control: CacheControl | None = None
+    cache_control: Annotated[CacheControl | None, NO_EFFECT] = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 
 class CountTokensRequest(ConversationFields, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /v1/messages/count_tokens`."""
+
+    output_config: Annotated[OutputConfig | None, NO_EFFECT] = None
+    """A schema is no part of the prompt."""
 
 
 class MessagesRequest(ConversationFields, kw_only=True, forbid_unknown_fields=True):
@@ -150,9 +155,9 @@ class MessagesRequest(ConversationFields, kw_only=True, forbid_unknown_fields=Tr
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    metadata: Metadata | None = None
-    service_tier: Literal["auto", "standard_only"] | None = None
-    """Without effect: there is one tier."""
+    metadata: Annotated[Metadata | None, NO_EFFECT] = None
+    service_tier: Annotated[Literal["auto", "standard_only"] | None, NO_EFFECT] = None
+    """There is one tier."""
 
     seed: int | None = None
     min_p: float | None = None

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.common import Effort, PromptLogprobs, SamplingFields, Usage
+from quire.protocol.effects import NO_EFFECT, REFUSED, only
 
 MAX_MESSAGES = 4096
 MAX_PARTS = 1024
@@ -24,11 +25,12 @@ class ContentPart(msgspec.Struct, forbid_unknown_fields=True):
     type: str
     text: str | None = None
     refusal: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-    video_url: Any = None
-    audio_url: Any = None
+    prompt_cache_breakpoint: Annotated[Any, NO_EFFECT] = None
+    image_url: Annotated[Any, REFUSED] = None
+    input_audio: Annotated[Any, REFUSED] = None
+    file: Annotated[Any, REFUSED] = None
+    video_url: Annotated[Any, REFUSED] = None
+    audio_url: Annotated[Any, REFUSED] = None
 
 
 class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,8 +45,8 @@ class ChatMessage(msgspec.Struct, forbid_unknown_fields=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    audio: Any = None
-    annotations: list[Any] | None = None
+    audio: Annotated[Any, REFUSED] = None
+    annotations: Annotated[list[Any] | None, NO_EFFECT] = None
 
 
 class Tool(msgspec.Struct):
@@ -66,7 +68,7 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     parallel_tool_calls: bool | None = None
     functions: Annotated[list[dict[str, Any]], Meta(max_length=MAX_TOOLS)] | None = None
     function_call: Any = None
-    modalities: list[str] | None = None
+    modalities: Annotated[list[str] | None, only('`["text"]`')] = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template: str | None = None

@@ -9,6 +9,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from quire.base.sampling import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_STOP_STRINGS
 from quire.base.structured import MAX_CHOICES, MAX_TAGS
+from quire.protocol.effects import NO_EFFECT, only
 
 MAX_TOKEN_IDS = 1 << 20
 """Most token ids in one list of a request."""
@@ -28,7 +29,7 @@ class StreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What a stream carries besides text."""
 
     include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_obfuscation: Annotated[bool | None, only("`false`")] = None
 
 
 SchemaName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
@@ -39,8 +40,8 @@ class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True):
 
     name: SchemaName
     schema: Any = None
-    description: str | None = None
-    strict: bool | None = None
+    description: Annotated[str | None, NO_EFFECT] = None
+    strict: Annotated[bool | None, NO_EFFECT] = None
 
 
 class ResponseFormat(msgspec.Struct, forbid_unknown_fields=True):
@@ -104,15 +105,15 @@ class SamplingFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Refuse what would otherwise be noted in `warnings`."""
 
     # Accepted and without meaning here: they tag, store, bill or speed up on OpenAI's side.
-    user: str | None = None
-    store: bool | None = None
-    metadata: dict[str, Any] | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
-    verbosity: str | None = None
-    moderation: Any = None
-    prediction: Any = None
+    user: Annotated[str | None, NO_EFFECT] = None
+    store: Annotated[bool | None, NO_EFFECT] = None
+    metadata: Annotated[dict[str, Any] | None, NO_EFFECT] = None
+    safety_identifier: Annotated[str | None, NO_EFFECT] = None
+    prompt_cache_key: Annotated[str | None, NO_EFFECT] = None
+    service_tier: Annotated[str | None, NO_EFFECT] = None
+    verbosity: Annotated[str | None, NO_EFFECT] = None
+    moderation: Annotated[Any, NO_EFFECT] = None
+    prediction: Annotated[Any, NO_EFFECT] = None
 
 
 class PromptTokensDetails(msgspec.Struct):

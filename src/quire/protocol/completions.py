@@ -8,6 +8,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.common import MAX_TOKEN_IDS, PromptLogprobs, SamplingFields, TokenIds, Usage
+from quire.protocol.effects import only
 
 MAX_PROMPTS = 1024
 """SEC-11: most prompts in one request."""
@@ -19,8 +20,8 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     prompt: str | Annotated[list[str | int | TokenIds], Meta(min_length=1, max_length=MAX_TOKEN_IDS)]
     logprobs: int | None = None
     echo: bool | None = None
-    best_of: int | None = None
-    suffix: str | None = None
+    best_of: Annotated[int | None, only("the value of `n`")] = None
+    suffix: Annotated[str | None, only("an empty text")] = None
 
 
 class CompletionLogprobs(msgspec.Struct):

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.chat import MAX_MESSAGES, MAX_TOOLS
 from quire.protocol.common import Effort, LogitBias, NonEmpty, Priority, SchemaName, Seconds, StopStrings
+from quire.protocol.effects import NO_EFFECT, REFUSED, only
 
 INCLUDES_LOGPROBS = "message.output_text.logprobs"
 ItemStatus = Literal["in_progress", "completed", "incomplete"]
@@ -26,29 +27,29 @@ class TextFormat(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     type: str
     name: SchemaName | None = None
     schema: dict[str, Any] | None = None
-    description: str | None = None
-    strict: bool | None = None
+    description: Annotated[str | None, NO_EFFECT] = None
+    strict: Annotated[bool | None, NO_EFFECT] = None
 
 
 class TextOptions(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """What is asked of the text; `verbosity` has no effect here."""
+    """What is asked of the text."""
 
     format: TextFormat | None = None
-    verbosity: str | None = None
+    verbosity: Annotated[str | None, NO_EFFECT] = None
 
 
 class ReasoningOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What is asked of the reasoning."""
 
     effort: Effort | None = None
-    summary: str | None = None
-    generate_summary: str | None = None
+    summary: Annotated[str | None, only("`auto`")] = None
+    generate_summary: Annotated[str | None, only("`auto`")] = None
 
 
 class ResponsesStreamOptions(msgspec.Struct, forbid_unknown_fields=True):
     """What a stream carries besides its events."""
 
-    include_obfuscation: bool | None = None
+    include_obfuscation: Annotated[bool | None, only("`false`")] = None
 
 
 class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -62,17 +63,17 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None
-    reasoning: ReasoningOptions | None = None
+    reasoning: Annotated[ReasoningOptions | None, only("any `effort` and `summary: auto`")] = None
     include: Annotated[list[str], Meta(max_length=32)] | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_logprobs: int | None = None
-    truncation: str | None = None
-    background: bool | None = None
+    truncation: Annotated[str | None, only("`disabled`")] = None
+    background: Annotated[bool | None, only("`false`")] = None
     store: bool | None = None
     stream: bool | None = None
-    stream_options: ResponsesStreamOptions | None = None
+    stream_options: Annotated[ResponsesStreamOptions | None, only("`include_obfuscation: false`")] = None
 
     top_k: int | None = None
     min_p: float | None = None
@@ -92,11 +93,12 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     """Refuse what would otherwise be noted in `warnings`."""
 
     # Accepted and without meaning here: they tag or bill on OpenAI's side.
-    metadata: Metadata | None = None
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    service_tier: str | None = None
+    metadata: Annotated[Metadata | None, NO_EFFECT] = None
+    user: Annotated[str | None, NO_EFFECT] = None
+    safety_identifier: Annotated[str | None, NO_EFFECT] = None
+    prompt_cache_key: Annotated[str | None, NO_EFFECT] = None
+    service_tier: Annotated[str | None, NO_EFFECT] = None
+    moderation: Annotated[Any, NO_EFFECT] = None
 
 
 class MessageItem(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,9 +107,9 @@ class MessageItem(msgspec.Struct, forbid_unknown_fields=True):
     role: Literal["user", "assistant", "system", "developer"]
     content: str | list[dict[str, Any]]
     type: str = "message"
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
+    id: Annotated[str | None, NO_EFFECT] = None
+    status: Annotated[str | None, NO_EFFECT] = None
+    phase: Annotated[str | None, NO_EFFECT] = None
 
 
 class TextPart(msgspec.Struct, forbid_unknown_fields=True):
@@ -115,8 +117,9 @@ class TextPart(msgspec.Struct, forbid_unknown_fields=True):
 
     type: str
     text: str
-    annotations: list[Any] | None = None
-    logprobs: list[Any] | None = None
+    annotations: Annotated[list[Any] | None, NO_EFFECT] = None
+    logprobs: Annotated[list[Any] | None, NO_EFFECT] = None
+    prompt_cache_breakpoint: Annotated[Any, NO_EFFECT] = None
 
 
 class RefusalPart(msgspec.Struct, forbid_unknown_fields=True):
@@ -133,8 +136,8 @@ class CallItem(msgspec.Struct, forbid_unknown_fields=True):
     call_id: NonEmpty
     name: NonEmpty
     arguments: str
-    id: str | None = None
-    status: str | None = None
+    id: Annotated[str | None, NO_EFFECT] = None
+    status: Annotated[str | None, NO_EFFECT] = None
 
 
 class CallOutputItem(msgspec.Struct, forbid_unknown_fields=True):
@@ -143,8 +146,9 @@ class CallOutputItem(msgspec.Struct, forbid_unknown_fields=True):
     type: str
     call_id: NonEmpty
     output: str | list[dict[str, Any]]
-    id: str | None = None
-    status: str | None = None
+    name: str | None = None
+    id: Annotated[str | None, NO_EFFECT] = None
+    status: Annotated[str | None, NO_EFFECT] = None
 
 
 class ReasoningItem(msgspec.Struct, forbid_unknown_fields=True):
@@ -153,19 +157,19 @@ class ReasoningItem(msgspec.Struct, forbid_unknown_fields=True):
     type: str
     summary: list[TextPart] | None = None
     content: list[TextPart] | None = None
-    id: str | None = None
-    status: str | None = None
-    encrypted_content: str | None = None
+    id: Annotated[str | None, NO_EFFECT] = None
+    status: Annotated[str | None, NO_EFFECT] = None
+    encrypted_content: Annotated[str | None, REFUSED] = None
 
 
 class FlatTool(msgspec.Struct, forbid_unknown_fields=True):
     """A function the model may be told about."""
 
-    type: str
+    type: Annotated[str, only("`function`")]
     name: NonEmpty
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = None
+    strict: Annotated[bool | None, NO_EFFECT] = None
 
 
 class ResponseTopLogprob(msgspec.Struct):

@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.common import MAX_TOKEN_IDS, NonEmpty, TokenIds
 from quire.protocol.completions import MAX_PROMPTS
+from quire.protocol.effects import NO_EFFECT
 
 Inputs = str | Annotated[list[str | int | TokenIds], Meta(min_length=1, max_length=MAX_TOKEN_IDS)]
 """One text, one list of token ids, or a list of either kind."""
@@ -26,8 +27,7 @@ class VectorFields(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Cut longer inputs to so many tokens, special ones included; -1 means the model's length."""
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     cache_salt: NonEmpty | None = None
-    user: str | None = None
-    """Accepted and without meaning here."""
+    user: Annotated[str | None, NO_EFFECT] = None
 
 
 class EmbeddingRequest(VectorFields, kw_only=True, forbid_unknown_fields=True):

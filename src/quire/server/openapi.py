@@ -37,6 +37,7 @@ from quire.protocol.vectors import (
 _ERRORS = (400, 401, 403, 404, 431, 500, 503)
 _BODY_ERRORS = (408, 413, 415, 429)
 _UNTYPED: dict[str, dict[str, Any]] = {"application/json": {"type": "object"}, "text/plain": {"type": "string"}}
+REFUSED_KEY = "x-refused-fields"
 _PATH_NAME = re.compile(r"{(\w+)}")
 _REF = "#/components/schemas/{name}"
 _WIRE_TYPES = (
@@ -88,16 +89,19 @@ def json_operation(
     streams: bool = False,
     query: Mapping[str, dict[str, Any]] | None = None,
     error: type[msgspec.Struct] = ErrorBody,
+    refused: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Arguments of `add_api_route` that describe a route with these bodies; parsing them is the route's own work.
 
     An answer of no wire type is an object, or what `media_type` says. A route that `streams` answers with server-sent
     events instead where the body asks for them. `query` has the schemas of its query parameters by name, `error` the
-    shape of its errors.
+    shape of its errors, `refused` the fields that other servers know and this one refuses, each with its remedy.
     """
     extra: dict[str, Any] = {}
     if request is not None:
         extra["requestBody"] = {"required": True, "content": _content(request)}
+        own = {spec.encode_name for spec in msgspec.structs.fields(request)}
+        extra[REFUSED_KEY] = {name: hint for name, hint in (refused or {}).items() if name not in own}
     if query:
         extra["parameters"] = [{"name": name, "in": "query", "schema": schema} for name, schema in query.items()]
     content = _content(answer) if answer is not None else {media_type: {"schema": _UNTYPED.get(media_type, {})}}

@@ -53,6 +53,7 @@ MAX_CHARACTERS_PER_TOKEN = 128
 """Beyond any text: the longest tokens of today's vocabularies are runs of so many spaces, and words have about four."""
 
 _TEXT_PARTS = ("text", "refusal")
+_MEDIA = ("image_url", "input_audio", "file", "video_url", "audio_url")
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +273,9 @@ def _text_part(part: Any, where: str) -> dict[str, str]:
     """A text part as templates see it; refusals of earlier turns are text too."""
     if part.type not in _TEXT_PARTS:
         raise _unsupported_part(f"{where}.type", part.type)
+    for name in _MEDIA:
+        if getattr(part, name) is not None:
+            raise _unsupported_part(f"{where}.{name}", name)
     text = part.text if part.type == "text" else part.refusal
     if text is None:
         raise InvalidRequestError(f"{where}.{part.type} is required", param=f"{where}.{part.type}")

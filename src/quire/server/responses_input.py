@@ -108,7 +108,7 @@ class Conversation:
                 param=f"{where}.call_id",
             )
         content = _content(output.output, f"{where}.output")
-        self.messages.append(ChatMessage("tool", content, tool_call_id=output.call_id))
+        self.messages.append(ChatMessage("tool", content, name=output.name, tool_call_id=output.call_id))
 
 
 def _content(content: str | list[dict[str, Any]], where: str) -> str | list[ContentPart]:

@@ -24,12 +24,14 @@ CANCEL_PATH = "/v1/batches/{batch_id}/cancel"
 MAX_OPEN_BATCHES = 1000
 MAX_WINDOW_HOURS = 168
 _WINDOW = re.compile(r"([1-9][0-9]{0,2})h")
-_decoder = RequestDecoder(CreateBatch, hints={"output_expires_after": "outputs stay until they are deleted"})
+_HINTS = {"output_expires_after": "outputs stay until they are deleted"}
+_decoder = RequestDecoder(CreateBatch, hints=_HINTS)
 
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
-    router.add_api_route(PATH, create_batch, methods=["POST"], **json_operation(CreateBatch, BatchObject))
+    create = json_operation(CreateBatch, BatchObject, refused=_HINTS)
+    router.add_api_route(PATH, create_batch, methods=["POST"], **create)
     router.add_api_route(PATH, list_batches, methods=["GET"], **json_operation(None, BatchList, query=LIST_QUERY))
     router.add_api_route(ONE_PATH, get_batch, methods=["GET"], **json_operation(None, BatchObject))
     router.add_api_route(CANCEL_PATH, cancel_batch, methods=["POST"], **json_operation(None, BatchObject))

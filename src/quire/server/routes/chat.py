@@ -23,7 +23,7 @@ _decoder = RequestDecoder(ChatRequest, hints=CHAT_HINTS)
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoint."""
-    operation = json_operation(ChatRequest, ChatResponse, streams=True)
+    operation = json_operation(ChatRequest, ChatResponse, streams=True, refused=CHAT_HINTS)
     router.add_api_route(PATH, create_chat_completion, methods=["POST"], **operation)
 
 

@@ -41,7 +41,7 @@ _decoder = RequestDecoder(CompletionRequest, hints=COMPLETION_HINTS)
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoint."""
-    operation = json_operation(CompletionRequest, CompletionResponse, streams=True)
+    operation = json_operation(CompletionRequest, CompletionResponse, streams=True, refused=COMPLETION_HINTS)
     router.add_api_route(PATH, create_completion, methods=["POST"], **operation)
 
 

@@ -38,7 +38,7 @@ def add_routes(router: APIRouter) -> None:
         (POOLING_PATH, create_pooling, EmbeddingRequest, PoolingResponse),
         (CLASSIFY_PATH, classify, ClassifyRequest, ClassifyResponse),
     ):
-        router.add_api_route(path, endpoint, methods=["POST"], **json_operation(asked, answer))
+        router.add_api_route(path, endpoint, methods=["POST"], **json_operation(asked, answer, refused=_HINTS))
 
 
 async def create_embeddings(request: Request) -> Response:

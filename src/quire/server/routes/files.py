@@ -30,6 +30,7 @@ PURPOSES = ("batch",)
 MAX_FILE_BYTES = 200 * 2**20
 MAX_STORED_BYTES = 20 * 2**30
 MAX_FIELDS = 8
+EXPIRY_ANCHOR = "created_at"
 MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 30 * 86400
 _CHUNK = 2**20
 
@@ -147,8 +148,10 @@ def _fields(form: FormData) -> tuple[UploadFile, str, int | None]:
     if anchor is None and seconds is None:
         return upload, purpose, None
     lifetime = whole_number(seconds) if isinstance(seconds, str) else None
-    if anchor != "created_at" or lifetime is None:
-        raise InvalidRequestError("expires_after has the anchor created_at and whole seconds", param="expires_after")
+    if anchor != EXPIRY_ANCHOR or lifetime is None:
+        raise InvalidRequestError(
+            f"expires_after has the anchor {EXPIRY_ANCHOR} and whole seconds", param="expires_after"
+        )
     if not MIN_EXPIRY_SECONDS <= lifetime <= MAX_EXPIRY_SECONDS:
         raise InvalidRequestError(
             f"expires_after[seconds] must be from {MIN_EXPIRY_SECONDS} to {MAX_EXPIRY_SECONDS}", param="expires_after"
@@ -167,7 +170,16 @@ def _upload_operation() -> dict[str, Any]:
     responses = operation["responses"] | error_responses(has_body=True)
     schema = {
         "type": "object",
-        "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"enum": list(PURPOSES)}},
+        "properties": {
+            "file": {"type": "string", "format": "binary"},
+            "purpose": {"enum": list(PURPOSES)},
+            "expires_after[anchor]": {"enum": [EXPIRY_ANCHOR]},
+            "expires_after[seconds]": {
+                "type": "integer",
+                "minimum": MIN_EXPIRY_SECONDS,
+                "maximum": MAX_EXPIRY_SECONDS,
+            },
+        },
         "required": ["file", "purpose"],
     }
     body = {"required": True, "content": {"multipart/form-data": {"schema": schema}}}

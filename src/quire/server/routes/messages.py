@@ -45,9 +45,9 @@ _count_decoder = RequestDecoder(CountTokensRequest, hints=COUNT_TOKENS_HINTS)
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
-    create: dict[str, Any] = json_operation(MessagesRequest, Message, error=AnthropicErrorBody)
+    create: dict[str, Any] = json_operation(MessagesRequest, Message, error=AnthropicErrorBody, refused=MESSAGES_HINTS)
     event_stream(create, MESSAGE_EVENTS)
-    count = json_operation(CountTokensRequest, TokenCountResponse, error=AnthropicErrorBody)
+    count = json_operation(CountTokensRequest, TokenCountResponse, error=AnthropicErrorBody, refused=COUNT_TOKENS_HINTS)
     router.add_api_route(PATH, create_message, methods=["POST"], **create)
     router.add_api_route(COUNT_PATH, count_tokens, methods=["POST"], **count)
 

@@ -44,7 +44,7 @@ _decoder = RequestDecoder(ResponsesRequest, hints=RESPONSES_HINTS)
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
-    create: dict[str, Any] = json_operation(ResponsesRequest, ResponseObject)
+    create: dict[str, Any] = json_operation(ResponsesRequest, ResponseObject, refused=RESPONSES_HINTS)
     event_stream(create, RESPONSE_EVENTS)
     router.add_api_route(PATH, create_response, methods=["POST"], **create)
     router.add_api_route(ONE_PATH, get_response, methods=["GET"], **json_operation(None, ResponseObject))

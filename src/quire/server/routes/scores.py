@@ -32,16 +32,20 @@ RERANK_PATHS = ("/rerank", "/v1/rerank", "/v2/rerank")
 _UNCUT = 1 << 30
 """Beyond any text: the engine then refuses what is too long, and says how long it is."""
 
-_score_decoder = RequestDecoder(ScoreRequest, hints={"queries": "use text_1", "documents": "use text_2"})
-_rerank_decoder = RequestDecoder(RerankRequest, hints={"max_tokens_per_doc": "use truncate_prompt_tokens"})
+_SCORE_HINTS = {"queries": "use text_1", "documents": "use text_2"}
+_RERANK_HINTS = {"max_tokens_per_doc": "use truncate_prompt_tokens"}
+_score_decoder = RequestDecoder(ScoreRequest, hints=_SCORE_HINTS)
+_rerank_decoder = RequestDecoder(RerankRequest, hints=_RERANK_HINTS)
 
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
+    scoring = json_operation(ScoreRequest, ScoreResponse, refused=_SCORE_HINTS)
+    reranking = json_operation(RerankRequest, RerankResponse, refused=_RERANK_HINTS)
     for path in SCORE_PATHS:
-        router.add_api_route(path, score, methods=["POST"], **json_operation(ScoreRequest, ScoreResponse))
+        router.add_api_route(path, score, methods=["POST"], **scoring)
     for path in RERANK_PATHS:
-        router.add_api_route(path, rerank, methods=["POST"], **json_operation(RerankRequest, RerankResponse))
+        router.add_api_route(path, rerank, methods=["POST"], **reranking)
 
 
 async def score(request: Request) -> Response:
