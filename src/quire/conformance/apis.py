@@ -7,8 +7,10 @@ import struct
 
 from quire.conformance.check import SHOULD, Check
 from quire.conformance.events import JsonObject
+from quire.conformance.messages_api import examine_messages
 from quire.conformance.outcome import SkippedCheckError, member, require
-from quire.conformance.target import COMPLETIONS, Target, says_it_lacks, succeeded, user
+from quire.conformance.responses_api import examine_responses
+from quire.conformance.target import COMPLETIONS, Target, says_it_lacks, succeeded
 
 _EMBEDDINGS = "/v1/embeddings"
 _TOKENS = [11, 12, 13]
@@ -86,46 +88,19 @@ def _are_close(one: list[float], other: list[float]) -> bool:
 
 
 async def _adapters(target: Target) -> str:
-    notes = [await _responses(target), await _anthropic(target)]
+    notes = [await examine_responses(target), await examine_messages(target)]
     if all(note.startswith("no ") for note in notes):
         raise SkippedCheckError(", ".join(notes))
     return ", ".join(notes)
 
 
-async def _responses(target: Target) -> str:
-    body = {"model": target.facts.model, "input": "Hello!", "max_output_tokens": 16}
-    answer = await target.ask("POST", "/v1/responses", body)
-    if answer.status in (404, 405):
-        return "no /v1/responses"
-    result = succeeded(answer)
-    require(result.get("object") == "response", "object response", result)
-    require(result.get("status") in ("completed", "incomplete"), "status completed or incomplete", result.get("status"))
-    messages = [one for one in member(result, "output", list, "response") if one.get("type") == "message"]
-    require(bool(messages), "a message in output", result["output"])
-    texts = [part.get("type") for part in member(messages[0], "content", list, "message")]
-    require(texts == ["output_text"], "one part of type output_text", texts)
-    member(member(result, "usage", dict, "response"), "input_tokens", int, "usage")
-    return "/v1/responses"
-
-
-async def _anthropic(target: Target) -> str:
-    body = {"model": target.facts.model, "max_tokens": 16, "messages": user("Hello!")}
-    headers = {**target.key_headers, "anthropic-version": "2023-06-01"}
-    answer = await target.ask("POST", "/v1/messages", body, headers=headers)
-    if answer.status in (404, 405):
-        return "no /v1/messages"
-    result = succeeded(answer)
-    require(result.get("type") == "message" and result.get("role") == "assistant", "a message of the assistant", result)
-    parts = member(result, "content", list, "message")
-    require(all(part.get("type") == "text" for part in parts), "parts of type text", parts)
-    reason = result.get("stop_reason")
-    require(reason in ("end_turn", "max_tokens", "stop_sequence"), "a stop_reason of Anthropic's", reason)
-    member(member(result, "usage", dict, "message"), "input_tokens", int, "usage")
-    return "/v1/messages"
-
-
 CHECKS = (
     Check("52", SHOULD, "completions take texts and ids, one or many; n, echo, stream, suffix or 400", _completions),
     Check("53", SHOULD, "embeddings of texts and ids, as floats and in base64", _embeddings),
-    Check("54", SHOULD, "/v1/responses and /v1/messages answer in their own shapes", _adapters),
+    Check(
+        "54",
+        SHOULD,
+        "/v1/responses and /v1/messages: answers, streams, calls and errors in their own shapes",
+        _adapters,
+    ),
 )

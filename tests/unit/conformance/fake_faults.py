@@ -6,6 +6,7 @@ What concerns bytes and connections is in the server itself, under the names of 
 
 import itertools
 
+from fake_adapters import ADAPTER_FAULTS
 from fake_chunk_faults import CHUNK_FAULTS, change_reason, no_empty_object
 
 _DRIFT = itertools.count(1)
@@ -273,6 +274,6 @@ SERVER_FAULTS = {
         "51:slash",
         "51:card",
     ),
-    *("52:tokens", "53:base64", "53:order", "54:responses", "54:messages", "h3:mixed", "h3:closed"),
+    *("52:tokens", "53:base64", "53:order", "h3:mixed", "h3:closed"),
 }
-EVERY_FAULT = {*CHUNK_FAULTS, *BODY_FAULTS, *REQUEST_FAULTS, *REFUSAL_FAULTS, *SERVER_FAULTS}
+EVERY_FAULT = {*CHUNK_FAULTS, *BODY_FAULTS, *REQUEST_FAULTS, *REFUSAL_FAULTS, *SERVER_FAULTS, *ADAPTER_FAULTS}

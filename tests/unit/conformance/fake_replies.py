@@ -119,23 +119,6 @@ def _candidate(token, logprob):
     return {"token": token.decode("utf-8", "replace"), "logprob": logprob, "bytes": list(token)}
 
 
-def response(fields):
-    """The answer of the Responses route."""
-    part = {"type": "output_text", "text": "Hello.", "annotations": []}
-    message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [part]}
-    usage = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
-    frame = {"id": "resp_1", "object": "response", "created_at": CREATED, "model": fields["model"]}
-    return {**frame, "status": "completed", "output": [message], "usage": usage}
-
-
-def message(fields):
-    """The answer of the Messages route."""
-    usage = {"input_tokens": 3, "output_tokens": 2}
-    frame = {"id": "msg_1", "type": "message", "role": "assistant", "model": fields["model"]}
-    content = [{"type": "text", "text": "Hello."}]
-    return {**frame, "content": content, "stop_reason": "end_turn", "stop_sequence": None, "usage": usage}
-
-
 def event(payload):
     """One event of a stream."""
     return (

@@ -10,10 +10,20 @@ import contextlib
 import json
 import struct
 
+from fake_adapters import (
+    EVENT_FAULTS,
+    WHOLE_FAULTS,
+    anthropic_refusal,
+    encoded,
+    message,
+    message_events,
+    response,
+    response_events,
+)
 from fake_faults import BODY_FAULTS, CHUNK_FAULTS, EVERY_FAULT, REFUSAL_FAULTS, REQUEST_FAULTS
 from fake_http import Connection, RefusalError, refuse
 from fake_model import CONTEXT, calls_of, count_prompt, draft, tokenize
-from fake_replies import CREATED, Replies, event, message, response
+from fake_replies import CREATED, Replies, event
 
 MODEL = "fake-org/fake-model"
 KEY = "secret"
@@ -154,12 +164,25 @@ class FakeServer:
 
     async def _respond(self, connection, request, fields):
         is_message = request.path.endswith("messages")
+        if fields["model"] != MODEL and not self.has("54:refusal"):
+            if is_message and not self.has("54:error"):
+                raise RefusalError(404, anthropic_refusal(fields))
+            raise refuse(404, "no such model", code="model_not_found", param="model")
+        if fields.get("stream"):
+            await self._respond_in_events(connection, message_events(fields) if is_message else response_events(fields))
+            return
         body = message(fields) if is_message else response(fields)
-        if self.has("54:messages") and is_message:
-            body["stop_reason"] = "stop"
-        if self.has("54:responses") and not is_message:
-            body["object"] = "chat.completion"
+        for fault in self.faults:
+            WHOLE_FAULTS.get(fault, lambda _: None)(body)
         await connection.answer(200, body)
+
+    async def _respond_in_events(self, connection, events):
+        for fault in self.faults:
+            events = EVENT_FAULTS.get(fault, lambda events: events)(events)
+        kind = "application/json" if self.has("54:type") else "text/event-stream"
+        connection.open_stream({"Content-Type": kind})
+        await connection.send(encoded(events, is_misnamed=self.has("54:name"), is_marked=self.has("54:mark")))
+        await connection.send(b"")
 
     async def _embed(self, connection, _, fields):
         given = fields["input"]
