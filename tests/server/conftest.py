@@ -37,6 +37,8 @@ if _HERE not in sys.path:
 class FakeTokenizer:
     """One token per byte, and two special tokens."""
 
+    byte_plan = object()
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [BOS] * add_special_tokens + list(text.encode())
 
@@ -166,7 +168,11 @@ class FakeEngine:
         )
         self.tokenizer = FakeTokenizer()
         self.traits = SimpleNamespace(
-            tool_format="hermes", reasoning_format="none", thinking_switch=None, reads_effort=False
+            tool_format="hermes",
+            reasoning_format="none",
+            thinking_switch=None,
+            reads_effort=False,
+            reasoning_end="\n</think>\n\n",
         )
         self.chat_template: Any = SimpleNamespace(name="fake", traits=lambda tools: self.traits)
         self.texts = TextFront(self.tokenizer, None)

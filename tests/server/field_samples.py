@@ -108,6 +108,7 @@ CHAT: dict[str, Sample] = {
     "chat_template": Sample("{{ messages }}"),
     "chat_template_kwargs": Sample({"a": 1}),
     "reasoning_effort": Sample("high"),
+    "thinking_token_budget": Sample(5),
 }
 COMPLETIONS: dict[str, Sample] = {
     **SAMPLING,
@@ -127,6 +128,7 @@ RESPONSES: dict[str, Sample] = {
     "model": Sample("org/alias"),
     "input": Sample("Bye"),
     "instructions": Sample("Be brief."),
+    "thinking_token_budget": Sample(5),
     "previous_response_id": Sample(KEPT),
     "tools": Sample(FLAT_TOOLS),
     "tool_choice": Sample("none", along={"tools": FLAT_TOOLS}),

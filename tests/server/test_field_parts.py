@@ -83,7 +83,7 @@ NO_EFFECT: dict[str, Any] = {
 }  # fmt: skip
 ONLY: dict[str, tuple[Any, Any]] = {
     "include_obfuscation": (False, True), "summary": ("auto", "detailed"),
-    "generate_summary": ("auto", "concise"), "budget_tokens": (8, 4), "display": ("summarized", "omitted"),
+    "generate_summary": ("auto", "concise"), "display": ("summarized", "omitted"),
 }  # fmt: skip
 TYPES = {"FlatTool": ("function", "web_search"), "ToolParam": ("custom", "web_search_20250305")}
 REFUSED: dict[str, Any] = {

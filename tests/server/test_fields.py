@@ -117,12 +117,13 @@ def _is_id(key: str) -> bool:
 
 @pytest.fixture
 def serve(make_engine, make_http) -> Any:
-    """A server for a route: one that reasons for Anthropic's, one that pools for vectors."""
+    """A server for a route: one that reasons, whose reasoning can be turned off for Anthropic's; one that pools."""
 
     def start(route: str) -> Server:
         engine = make_engine()
+        engine.traits.reasoning_format = "think"
         if route.startswith("/v1/messages"):
-            engine.traits.reasoning_format, engine.traits.thinking_switch = "think", "enable_thinking"
+            engine.traits.thinking_switch = "enable_thinking"
         if route in VECTOR_ROUTES:
             engine.info = dataclasses.replace(engine.info, pooling=LABELS if route == "/classify" else EMBEDS)
             engine.tokenizer.encode_cut = lambda text, *, max_tokens: engine.tokenizer.encode(text)[:max_tokens]

@@ -195,10 +195,17 @@ async def test_thinking_sets_the_templates_switch(http, engine):
     assert "enable_thinking" not in engine.rendered[-1]
 
 
+async def test_a_budget_of_thinking_reaches_the_engine(http, engine):
+    engine.traits.reasoning_format, engine.traits.thinking_switch = "think", "enable_thinking"
+    await whole(http, max_tokens=400, thinking={"type": "enabled", "budget_tokens": 100})
+    assert engine.submitted[-1].params.thinking.max_tokens == 100
+    await whole(http, thinking={"type": "adaptive"})
+    assert engine.submitted[-1].params.thinking is None
+
+
 @pytest.mark.parametrize(
     ("thinking", "format_", "words"),
     [
-        ({"type": "enabled", "budget_tokens": 100}, "think", "thinking.budget_tokens"),
         ({"type": "enabled"}, "think", "thinking.budget_tokens"),
         ({"type": "adaptive", "budget_tokens": 100}, "think", "thinking.budget_tokens"),
         ({"type": "adaptive", "display": "omitted"}, "think", "thinking.display"),

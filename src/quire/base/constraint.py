@@ -1,4 +1,4 @@
-"""What decides which tokens a sample may still draw: the contract between the grammar and the step loop."""
+"""What decides which tokens a sample may still draw: the contract between grammars, budgets and the step loop."""
 
 from __future__ import annotations
 
@@ -15,6 +15,17 @@ class TokenConstraint(Protocol):
     @property
     def is_complete(self) -> bool:
         """Whether the output satisfies the constraint and nothing could be added to it."""
+
+    @property
+    def num_free(self) -> int:
+        """How many further tokens may be any, whatever they are; 0 where each depends on the one before it.
+
+        So many may be drawn without a mask, and before those in flight are known.
+        """
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is allowed from here on, so that the constraint may be forgotten."""
 
     def fill(self, address: int, num_bytes: int) -> None:
         """Write which tokens may come next to memory: bit i of 32-bit little-endian word w stands for token 32w + i.

@@ -80,7 +80,7 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     """The request's own stop tokens; end-of-sequence ids are apart because `ignore_eos` drops only those."""
     constraint: TokenConstraint | None = None
-    """Which tokens it may draw; knows every output token that the host knows."""
+    """Which tokens it may draw; knows every output token that the host knows. None also once it is over."""
     eos_token_ids: frozenset[int] = frozenset()
 
     status: RequestStatus = RequestStatus.WAITING

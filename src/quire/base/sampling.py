@@ -14,6 +14,8 @@ from typing import Any
 
 from quire.base.errors import InvalidRequestError
 from quire.base.structured import StructuredOutputsParams
+from quire.base.thinking import FIELD as THINKING_FIELD
+from quire.base.thinking import ThinkingBudget
 
 MAX_N = 128
 MAX_STOP_STRINGS = 16
@@ -108,6 +110,8 @@ class SamplingParams:
     skip_reading_prefix_cache: bool = False
     structured_outputs: StructuredOutputsParams | None = None
     """What the whole output must be: JSON under a schema, a match of a regular expression, and so on."""
+    thinking: ThinkingBudget | None = None
+    """How much of the output may be reasoning, and how it is ended."""
 
     def __post_init__(self) -> None:
         """Normalise lists and refuse what cannot be honoured."""
@@ -145,6 +149,13 @@ class SamplingParams:
     def _check_logit_controls(self) -> None:
         if self.allowed_token_ids is not None and not self.allowed_token_ids:
             raise InvalidRequestError("allowed_token_ids must not be empty", param="allowed_token_ids")
+        if self.thinking is not None and self.allowed_token_ids is not None:
+            missing = set(self.thinking.end_token_ids) - set(self.allowed_token_ids)
+            if missing:
+                raise InvalidRequestError(
+                    f"{THINKING_FIELD} ends reasoning with tokens that allowed_token_ids leaves out: {sorted(missing)}",
+                    param=THINKING_FIELD,
+                )
         if self.logit_bias is None:
             return
         if not isinstance(self.logit_bias, Mapping) or len(self.logit_bias) > MAX_LOGIT_BIAS:
@@ -180,6 +191,8 @@ class SamplingParams:
         check_token_ids("stop_token_ids", self.stop_token_ids, num_rows)
         check_token_ids("allowed_token_ids", self.allowed_token_ids or (), num_rows)
         check_token_ids("logit_bias", self.logit_bias or (), num_rows)
+        if self.thinking is not None:
+            check_token_ids(THINKING_FIELD, self.thinking.end_token_ids, num_rows)
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(self, name) or 0) > num_rows:
                 raise InvalidRequestError(f"{name} exceeds the vocabulary of {num_rows}", param=name)

@@ -37,7 +37,7 @@ class NewRow:
     """Ids that may not be drawn before `params.min_tokens` output tokens (end of sequence and stop tokens)."""
     bad_words: tuple[tuple[int, ...], ...] = ()
     is_constrained: bool = False
-    """Every step in which the row draws brings its constraint."""
+    """Steps in which the row draws bring its constraint, unless that leaves every token free."""
     pooling: Pooling | None = None
     """Set: the row draws no token, its prompt becomes a vector."""
 
@@ -62,7 +62,7 @@ class SchedulerOutput:
     page_copies: list[tuple[int, int]] = field(default_factory=list)
     """(source, destination) pages, copied whole, all layers, before anything is written."""
     constraints: list[tuple[int, TokenConstraint]] = field(default_factory=list)
-    """(row, constraint) of the rows that draw under one; the runner asks it for its mask while the device computes."""
+    """(row, constraint) of the rows that draw under one now; the runner asks for its mask while the device computes."""
 
     @property
     def num_tokens(self) -> int:

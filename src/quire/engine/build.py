@@ -21,6 +21,7 @@ from quire.base.pooling import PoolingParams
 from quire.base.request import EngineRequest
 from quire.base.sampling import SamplingParams
 from quire.cache.manager import KVCacheManager
+from quire.engine.constraints import ConstraintCompiler
 from quire.engine.core import EngineCore
 from quire.engine.info import EngineInfo
 from quire.engine.messages import AddMessage
@@ -41,6 +42,7 @@ from quire.scheduler.budget import SchedulerLimits
 from quire.scheduler.scheduler import Scheduler
 from quire.text.grammar_matcher import GrammarCompiler
 from quire.text.grammar_vocabulary import build_vocabulary
+from quire.text.thinking import TokenSpelling
 from quire.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -162,16 +164,24 @@ def _assemble(
     return EngineCore(
         build_scheduler(info, resolved),
         runner,
-        grammars=GrammarCompiler(lambda: _vocabulary(info, resolved)),
+        constraints=_constraints(info, resolved),
         overlap=resolved.async_scheduling,
         debug=resolved.debug,
     )
 
 
-def _vocabulary(info: ModelInfo, resolved: ResolvedConfig) -> LLTokenizer:
-    """The vocabulary for grammars, once a request brings one."""
-    tokenizer = Tokenizer.load(resolved.tokenizer_path)
-    return build_vocabulary(tokenizer, num_rows=info.vocab_rows, eos_token_ids=info.eos_token_ids)
+def _constraints(info: ModelInfo, resolved: ResolvedConfig) -> ConstraintCompiler:
+    """What makes requests' constraints; nothing is loaded until one asks for any."""
+
+    def vocabulary() -> LLTokenizer:
+        tokenizer = Tokenizer.load(resolved.tokenizer_path)
+        return build_vocabulary(tokenizer, num_rows=info.vocab_rows, eos_token_ids=info.eos_token_ids)
+
+    def spelling() -> TokenSpelling:
+        tokenizer = Tokenizer.load(resolved.tokenizer_path)
+        return TokenSpelling([tokenizer.token_bytes(token_id) for token_id in range(info.vocab_rows)])
+
+    return ConstraintCompiler(GrammarCompiler(vocabulary), spelling)
 
 
 def build_scheduler(info: ModelInfo, resolved: ResolvedConfig) -> Scheduler:

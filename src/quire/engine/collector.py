@@ -137,11 +137,13 @@ class SampleCollector:
     def take(self) -> CompletionOutput:
         """The sample's output: what is new since the last take, or everything so far.
 
-        A delta ends with the last token that brought text; what is behind it comes with its own, or at the end.
+        A delta with log-probabilities ends with the last token that brought text; the entries of those behind it come
+        with theirs, or at the end.
         """
         held, self.untaken_bytes = self._held, 0
         if self._is_delta:
-            waits_for_text = self._detokenizer is not None and self.finish_reason is None
+            waits_for_text = self._params.logprobs is not None and self.finish_reason is None
+            waits_for_text = waits_for_text and self._detokenizer is not None
             self._held = held.split_off_uncovered() if waits_for_text else _Held()
             return self._output(held)
         if self.finish_reason is None:

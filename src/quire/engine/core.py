@@ -14,10 +14,10 @@ from quire.base.metrics import EngineStats
 from quire.base.outputs import TokenOutput
 from quire.base.request import EngineRequest
 from quire.base.step import SampledTokens, SchedulerOutput
+from quire.engine.constraints import ConstraintCompiler
 from quire.engine.grammar_gate import GrammarGate, GrammarReady
 from quire.engine.messages import AbortMessage, AddMessage, StopMessage, ToEngine
 from quire.scheduler.scheduler import Scheduler
-from quire.text.grammar_matcher import GrammarCompiler, no_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ class EngineCore:
         scheduler: Scheduler,
         runner: StepRunner,
         *,
-        grammars: GrammarCompiler | None = None,
+        constraints: ConstraintCompiler | None = None,
         overlap: bool = False,
         debug: bool = False,
     ) -> None:
         self.scheduler = scheduler
         self.runner = runner
         self.inbox: queue.SimpleQueue[ToEngine | GrammarReady] = queue.SimpleQueue()
-        self._gate = GrammarGate(grammars or GrammarCompiler(no_vocabulary), self._notify)
+        self._gate = GrammarGate(constraints or ConstraintCompiler(), self._notify)
         self._take_step = self.step_overlapped if overlap else self.step
         self.is_stopped = False
         self._in_flight: tuple[SchedulerOutput, PendingStep] | None = None
@@ -194,7 +194,7 @@ class EngineCore:
 
     def _add(self, request: EngineRequest) -> None:
         try:
-            if request.grammar is None:
+            if request.grammar is None and request.params.thinking is None:
                 self._ended += self.scheduler.add(request)
             else:
                 self._gate.hold(request)

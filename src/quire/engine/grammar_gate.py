@@ -1,4 +1,4 @@
-"""Requests whose grammar is being compiled: they join the scheduler when it is there, and the step loop never waits."""
+"""Requests whose constraint is being made: they join the scheduler when it is there, and the step loop never waits."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from quire.base.constraint import TokenConstraint
 from quire.base.outputs import FinishReason, TokenOutput
 from quire.base.request import EngineRequest
 from quire.scheduler.intake import refused
-from quire.text.grammar_matcher import GrammarCompiler, GrammarConstraint, first_line
+from quire.text.grammar_matcher import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +25,19 @@ class GrammarReady:
     request_id: str
 
 
+class Compiler(Protocol):
+    """What the gate needs of `engine/constraints.py`."""
+
+    def compile(self, request: EngineRequest) -> Future[TokenConstraint]:
+        """A fresh constraint for a request that asks for one."""
+
+
 class GrammarGate:
     """Holds requests back while their grammars compile. Used by the step loop's thread only."""
 
     def __init__(
         self,
-        compiler: GrammarCompiler,
+        compiler: Compiler,
         notify: Callable[[GrammarReady], None],
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -37,17 +45,16 @@ class GrammarGate:
         self._compiler = compiler
         self._notify = notify
         self._clock = clock
-        self._held: dict[str, tuple[EngineRequest, Future[GrammarConstraint]]] = {}
+        self._held: dict[str, tuple[EngineRequest, Future[TokenConstraint]]] = {}
 
     def __len__(self) -> int:
         return len(self._held)
 
     def hold(self, request: EngineRequest) -> None:
-        """Compile the request's grammar and keep the request until `notify` hears that it is done."""
-        assert request.grammar is not None
+        """Make the request's constraint and keep the request until `notify` hears that it is done."""
         if request.request_id in self._held:
             raise ValueError(f"request id {request.request_id!r} is in use by an unfinished request")
-        future = self._compiler.compile(request.grammar)
+        future = self._compiler.compile(request)
         self._held[request.request_id] = request, future
         future.add_done_callback(lambda _: self._notify(GrammarReady(request.request_id)))
 

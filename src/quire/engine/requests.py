@@ -15,6 +15,7 @@ from quire.base.errors import ContextLengthError, InvalidRequestError
 from quire.base.pooling import Pooling, PoolingParams
 from quire.base.request import EngineRequest
 from quire.base.sampling import ALL_LOGPROBS, SamplingParams, check_token_ids
+from quire.base.thinking import FIELD as THINKING_FIELD
 from quire.engine.info import EngineInfo, check_generates
 from quire.text.grammar import grammar_of
 from quire.text.grammar_checker import GrammarChecker
@@ -129,6 +130,7 @@ class RequestPreparer:
             grammar=None if structured is None else grammar_of(structured),
             pooling=pooling,
         )
+        _check_thinking_can_end(request)
         if pooling is not None:
             self._check_prompt_fits(len(ids))
         return PreparedRequest(request, text, request_id)
@@ -193,6 +195,16 @@ class RequestPreparer:
         spellings = [spelling for word in words for spelling in (word.lstrip(), " " + word.lstrip())]
         encoded = (tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
         return [ids for ids in dict.fromkeys(encoded) if ids]
+
+
+def _check_thinking_can_end(request: EngineRequest) -> None:
+    """Refuse bad words that could forbid a token of the end of reasoning, where that is to be written."""
+    thinking = request.params.thinking
+    if thinking is not None and any(word[-1] in thinking.end_token_ids for word in request.bad_words_token_ids):
+        raise InvalidRequestError(
+            f"bad_words holds a text that the end of reasoning is written with; {THINKING_FIELD} needs it",
+            param="bad_words",
+        )
 
 
 def grammar_checker(info: EngineInfo) -> GrammarChecker:

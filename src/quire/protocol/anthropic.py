@@ -101,7 +101,7 @@ class ThinkingConfig(msgspec.Struct, forbid_unknown_fields=True):
     """Whether the model reasons before it answers."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[Annotated[int, Meta(ge=1)] | None, only("`max_tokens` and more")] = None
+    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
     display: Annotated[Literal["summarized", "omitted"] | None, only("`summarized`")] = None
 
 

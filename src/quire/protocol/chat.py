@@ -75,6 +75,8 @@ class ChatRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True):
     """Taken only where the operator lets requests bring one."""
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: Effort | None = None
+    thinking_token_budget: int | None = None
+    """vLLM's: the most tokens of reasoning before its end is written in the model's place; -1 for no bound."""
 
 
 class TopLogprob(msgspec.Struct):

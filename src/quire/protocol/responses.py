@@ -86,6 +86,7 @@ class ResponsesRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True)
     ignore_eos: bool | None = None
     logit_bias: LogitBias | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    thinking_token_budget: int | None = None
     priority: Priority | None = None
     cache_salt: NonEmpty | None = None
     timeout: Seconds | None = None

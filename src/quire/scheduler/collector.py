@@ -23,13 +23,15 @@ def stop_at(request: Request, token_id: int) -> tuple[FinishReason | None, int |
     return None, None
 
 
-def _advance(constraint: TokenConstraint, token_id: int, output: TokenOutput) -> None:
+def _advance(request: Request, constraint: TokenConstraint, *, token_id: int, output: TokenOutput) -> None:
     """Tell the constraint of a token; an output that is complete ends, and so does one that nobody can vouch for."""
     constraint.accept(token_id)
     if constraint.failure is not None:
         output.finish_reason, output.error, output.error_kind = FinishReason.ERROR, constraint.failure, "StepError"
     elif constraint.is_complete:
         output.finish_reason = FinishReason.COMPLETE
+    elif constraint.is_over:
+        request.constraint = None
 
 
 class Collector:
@@ -90,7 +92,7 @@ class Collector:
             output.token_ids.append(token_id)
             output.finish_reason, output.stop_reason = stop_at(request, token_id)
             if request.constraint is not None and output.finish_reason is not FinishReason.STOP:
-                _advance(request.constraint, token_id, output)
+                _advance(request, request.constraint, token_id=token_id, output=output)
             if output.finish_reason is not None:
                 break
         self.generation_tokens += len(output.token_ids)

@@ -70,7 +70,8 @@ class Decision:
         work.starts.append(start)
         work.num_scheduled.append(num_tokens)
         work.samples.append(samples)
+        constraint = request.constraint
+        if samples and constraint is not None and constraint.num_free <= request.num_in_flight:
+            work.constraints.append((row, constraint))
         request.num_computed_tokens = start + num_tokens
         request.num_in_flight += samples
-        if samples and request.constraint is not None:
-            work.constraints.append((row, request.constraint))

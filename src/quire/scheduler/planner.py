@@ -79,7 +79,8 @@ class Planner:
         while position < len(running):  # preemption only ever shortens the part still ahead
             request = running[position]
             position += 1
-            if request.num_in_flight and request.constraint is not None:
+            constraint = request.constraint
+            if request.num_in_flight and constraint is not None and constraint.num_free <= request.num_in_flight:
                 continue  # what it may draw next depends on the token in flight
             num_known = len(request.token_ids) + request.num_in_flight
             num_wanted = num_known - request.num_computed_tokens

@@ -6,10 +6,13 @@ business.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from quire.base.errors import InvalidRequestError
 from quire.base.sampling import SamplingParams
+from quire.base.structured import StructuredOutputsParams
 from quire.protocol.chat import ChatRequest
 from quire.server.chat_sample import ReplyStyle
 from quire.server.generation import Generation
@@ -17,7 +20,19 @@ from quire.server.incoming import Incoming
 from quire.server.prompts import RenderedChat, chat_prompt, check_request_template
 from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params
 from quire.server.structured import field_of, is_ours
-from quire.server.tool_use import ToolUse, forced_calls, reply_style, tool_use_of
+from quire.server.thinking import thinking_budget
+from quire.server.tool_use import (
+    ReplyFormats,
+    ToolUse,
+    begins_in_reasoning,
+    behind_reasoning,
+    forced_calls,
+    reply_style,
+    tool_use_of,
+)
+
+if TYPE_CHECKING:
+    from quire.engine.async_engine import AsyncEngine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +80,16 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
     incoming.call.enter_queue()
     chat = await chat_prompt(engine, body, tools=use.shown, size=incoming.call.body_size)
     formats, prefill = incoming.call.state.formats.formats(engine, use), _prefill(body)
+    is_open = begins_in_reasoning(formats, prompt=chat.text, prefill=prefill)
     if use.is_forced:
-        params.structured_outputs = forced_calls(use, formats, engine.tokenizer, prompt=chat.text, prefill=prefill)
+        params.structured_outputs = forced_calls(use, formats, engine.tokenizer, is_open=is_open)
+    elif params.structured_outputs is not None:
+        params.structured_outputs = _shaped(body, params.structured_outputs, formats, engine, is_open=is_open)
+    budget = thinking_budget(body.thinking_token_budget, formats, engine.tokenizer, is_open=is_open)
+    params = dataclasses.replace(params, thinking=budget)  # checked again, beside what else was asked
     if formats.are_special(engine.tokenizer):
         params.skip_special_tokens = False  # the marks must reach the parser, which leaves them out
-    style = reply_style(use, formats, prompt=chat.text, prefill=prefill)
+    style = reply_style(use, formats, is_open=is_open)
     return ChatTurn(
         incoming=incoming,
         generation=incoming.generation(prefix, params, style=style),
@@ -78,6 +98,17 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
         params=params,
         style=style,
     )
+
+
+def _shaped(
+    body: ChatRequest, wanted: StructuredOutputsParams, formats: ReplyFormats, engine: AsyncEngine, *, is_open: bool
+) -> StructuredOutputsParams:
+    """The constraint on the answer as one on the whole reply; raises InvalidRequestError about chat's fields."""
+    try:
+        return behind_reasoning(wanted, formats, engine.tokenizer, is_open=is_open)
+    except InvalidRequestError as error:
+        error.param = field_of(body, error.param)
+        raise
 
 
 def _prefill(body: ChatRequest) -> str:

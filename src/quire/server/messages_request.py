@@ -48,6 +48,7 @@ def chat_request(body: ConversationFields, *, reasons: bool, switch: str | None)
         for name in _SAME_NAME:
             setattr(chat, name, getattr(body, name))
         chat.stop = body.stop_sequences
+        chat.thinking_token_budget = None if body.thinking is None else body.thinking.budget_tokens
     return chat, _notes(body)
 
 
@@ -92,20 +93,14 @@ def _thinking_kwargs(body: ConversationFields, reasons: bool, switch: str | None
         raise _refused("thinking", "this model does not reason; leave thinking out")
     if not is_wanted and reasons and switch is None:
         raise _refused("thinking.type", "this model's template cannot turn reasoning off; leave thinking out")
-    _check_thinking(config, body.max_tokens if isinstance(body, MessagesRequest) else None)
+    _check_thinking(config)
     return {} if switch is None else {switch: is_wanted}
 
 
-def _check_thinking(config: ThinkingConfig, max_tokens: int | None) -> None:
+def _check_thinking(config: ThinkingConfig) -> None:
     if (config.type == "enabled") != (config.budget_tokens is not None):
         raise InvalidRequestError(
             'thinking.budget_tokens belongs to type "enabled", which needs it', param="thinking.budget_tokens"
-        )
-    if config.budget_tokens is not None and max_tokens is not None and config.budget_tokens < max_tokens:
-        raise _refused(
-            "thinking.budget_tokens",
-            'reasoning is bounded by max_tokens only; send thinking {"type": "adaptive"}, or a budget of at least '
-            "max_tokens",
         )
     if config.display == "omitted":
         raise _refused("thinking.display", "reasoning is always shown; leave display out")

@@ -33,6 +33,7 @@ _SAME_NAME = (
     "min_tokens",
     "ignore_eos",
     "chat_template_kwargs",
+    "thinking_token_budget",
     "parallel_tool_calls",
 )
 _FORMATS = ("text", "json_object", "json_schema")

@@ -17,8 +17,9 @@ from quire.base.structured import StructuredOutputsParams
 from quire.protocol.chat import ChatRequest
 from quire.protocol.chat import Tool as WireTool
 from quire.server.chat_sample import ReplyStyle
+from quire.text.grammar import grammar_of
 from quire.text.replies.call_format import CallFormat, all_marks
-from quire.text.replies.grammar import forced_calls_grammar
+from quire.text.replies.grammar import forced_calls_grammar, shaped_answer_grammar
 from quire.text.replies.parser import ReplyParser
 from quire.text.replies.reasoning import ReasoningFormat
 from quire.text.replies.registry import call_format, reasoning_format
@@ -59,6 +60,8 @@ class ReplyFormats:
     calls: CallFormat | None = None
     calls_name: str = "none"
     reasoning: ReasoningFormat | None = None
+    reasoning_end: str = ""
+    """The mark that ends reasoning, with white space as the template writes it."""
 
     def are_special(self, tokenizer: Tokenizer) -> bool:
         """Whether any mark is a special token, which detokenizing would leave out."""
@@ -85,9 +88,12 @@ class FormatSettings:
         traits = template.traits(use.shown) if template is not None else None
         written, thought = (traits.tool_format, traits.reasoning_format) if traits is not None else ("none", "none")
         name = written if self.tool_call_parser == AUTO else self.tool_call_parser
-        reasoning = thought if self.reasoning_parser == AUTO else self.reasoning_parser
+        reasoning = reasoning_format(thought if self.reasoning_parser == AUTO else self.reasoning_parser)
         calls = call_format(name) if use.choice != "none" else None
-        return ReplyFormats(calls=calls, calls_name=name, reasoning=reasoning_format(reasoning))
+        end = "" if reasoning is None else reasoning.closing
+        if traits is not None and end in traits.reasoning_end:
+            end = traits.reasoning_end
+        return ReplyFormats(calls=calls, calls_name=name, reasoning=reasoning, reasoning_end=end)
 
 
 def tool_use_of(body: ChatRequest) -> ToolUse:
@@ -132,15 +138,15 @@ def check_tools_size(tools: list[dict[str, Any]] | None, name: str) -> None:
         )
 
 
-def reply_style(use: ToolUse, formats: ReplyFormats, *, prompt: str, prefill: str = "") -> ReplyStyle:
-    """How samples of this request are read; `prompt` is the rendered conversation."""
+def reply_style(use: ToolUse, formats: ReplyFormats, *, is_open: bool) -> ReplyStyle:
+    """How samples of this request are read; `is_open`: they begin within reasoning."""
     if formats.calls is None and formats.reasoning is None:
         return ReplyStyle()
     make = functools.partial(
         ReplyParser,
         formats.calls,
         formats.reasoning,
-        starts_in_reasoning=_is_open(formats, prompt, prefill),
+        starts_in_reasoning=is_open,
         tools=use.tools,
     )
     ends = {"named": "stop"}.get(use.choice, "function_call" if use.is_legacy else "tool_calls")
@@ -155,7 +161,7 @@ def reply_style(use: ToolUse, formats: ReplyFormats, *, prompt: str, prefill: st
 
 
 def forced_calls(
-    use: ToolUse, formats: ReplyFormats, tokenizer: Tokenizer, *, prompt: str, prefill: str = ""
+    use: ToolUse, formats: ReplyFormats, tokenizer: Tokenizer, *, is_open: bool
 ) -> StructuredOutputsParams:
     """The constraint under which a reply is a call; raises InvalidRequestError when the model's format is unknown."""
     return StructuredOutputsParams(
@@ -165,12 +171,28 @@ def forced_calls(
             parallel=use.is_parallel,
             special_id=tokenizer.special_id,
             reasoning=formats.reasoning,
-            starts_in_reasoning=_is_open(formats, prompt, prefill),
+            starts_in_reasoning=is_open,
         )
     )
 
 
-def _is_open(formats: ReplyFormats, prompt: str, prefill: str) -> bool:
+def behind_reasoning(
+    wanted: StructuredOutputsParams, formats: ReplyFormats, tokenizer: Tokenizer, *, is_open: bool
+) -> StructuredOutputsParams:
+    """The constraint on an answer, which reasoning may precede; raises InvalidRequestError as `grammar_of`."""
+    if formats.reasoning is None:
+        return wanted
+    grammar = shaped_answer_grammar(
+        grammar_of(wanted),
+        special_id=tokenizer.special_id,
+        reasoning=formats.reasoning,
+        starts_in_reasoning=is_open,
+    )
+    return StructuredOutputsParams(grammar=grammar)
+
+
+def begins_in_reasoning(formats: ReplyFormats, *, prompt: str, prefill: str) -> bool:
+    """Whether the reply to a rendered prompt begins within reasoning."""
     return formats.reasoning is not None and formats.reasoning.is_open_after(prompt, prefill=prefill)
 
 

@@ -39,6 +39,7 @@ COMPLETION_HINTS: dict[str, str] = COMMON_HINTS | {
     "function_call": _TO_CHAT,
     "max_completion_tokens": "use max_tokens",
     "top_logprobs": "use logprobs",
+    "thinking_token_budget": "the end of reasoning is known for conversations; send them to /v1/chat/completions",
 }
 """For plain completions."""
 
@@ -97,6 +98,7 @@ MESSAGES_HINTS: dict[str, str] = (
         "max_tokens_to_sample": "use max_tokens",
         "response_format": "use output_config.format",
         "structured_outputs": "use output_config.format, or /v1/chat/completions",
+        "thinking_token_budget": "use thinking.budget_tokens",
         "n": "one message has one answer; /v1/chat/completions takes n",
         "speed": _SPEED,
         "diagnostics": "usage.cache_read_input_tokens tells what the cache held",

@@ -8,6 +8,7 @@ to `text/grammar_matcher.py`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,7 @@ WHITESPACE = r"( |\n {0,24})?"
 JSON allows any amount, and a model that gets lost in white space writes nothing else until its limit
 (vllm-project/vllm#12122 and others); this holds what models write."""
 
+_LARK_START = re.compile(r"^start[ \t]*:(?!:=)", re.MULTILINE)
 _OPTIONS = "x-guidance"
 _VALUES = frozenset({"const", "default", "enum", "examples"})
 """Keywords that hold values and not schemas."""
@@ -149,7 +151,8 @@ def _choice(params: StructuredOutputsParams) -> str:
 
 def _grammar(params: StructuredOutputsParams) -> str:
     grammar = params.grammar or ""
-    is_lark = "::=" not in grammar
+    # Texts within a grammar of Lark may hold the sign that tells GBNF; only Lark has a rule like this.
+    is_lark = "::=" not in grammar or _LARK_START.search(grammar) is not None
     most = MAX_GRAMMAR_BYTES if is_lark else MAX_GBNF_BYTES
     if len(grammar) > most:
         raise _refusal("grammar", f"is longer than {most} characters")

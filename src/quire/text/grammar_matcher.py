@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from quire.base.constraint import TokenConstraint
 from quire.base.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -58,6 +59,9 @@ def first_line(message: str) -> str:
 class GrammarConstraint:
     """One sample's place in its grammar (a `TokenConstraint`)."""
 
+    num_free = 0
+    is_over = False
+
     def __init__(self, matcher: LLMatcher, num_bytes: int) -> None:
         self.failure: str | None = None
         self._matcher = matcher
@@ -103,11 +107,11 @@ class GrammarCompiler:
         self._kept_bytes = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="quire-grammar")
 
-    def compile(self, grammar: str) -> Future[GrammarConstraint]:
+    def compile(self, grammar: str) -> Future[TokenConstraint]:
         """A fresh constraint under the grammar; the future fails with InvalidRequestError when it is none."""
         return self._thread.submit(self._fresh, grammar)
 
-    def _fresh(self, grammar: str) -> GrammarConstraint:
+    def _fresh(self, grammar: str) -> TokenConstraint:
         found = self._compiled.get(grammar)
         if found is None:
             found = self._compile(grammar)

@@ -34,6 +34,8 @@ class TemplateTraits:
     """The argument that turns reasoning on and off, where the template has one."""
     reads_effort: bool = False
     """Whether it says how hard to think, in an argument `reasoning_effort`."""
+    reasoning_end: str = ""
+    """The mark that ends reasoning, with the white space that the template writes around it; empty where none is."""
 
 
 def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
@@ -47,6 +49,7 @@ def read_traits(source: str, tree: nodes.Template) -> TemplateTraits:
         reasoning_format=reasoning_format(source),
         thinking_switch=_thinking_switch(read),
         reads_effort="reasoning_effort" in read,
+        reasoning_end=_reasoning_end(tree, reasoning_format(source)),
     )
 
 
@@ -85,6 +88,20 @@ def _thinking_switch(read: set[str]) -> Literal["enable_thinking", "thinking"] |
     if "enable_thinking" in read:
         return "enable_thinking"
     return "thinking" if "thinking" in read else None
+
+
+def _reasoning_end(tree: nodes.Template, style: ReasoningStyle) -> str:
+    """The longest spelling among the template's texts; an empty block's, which stands for no reasoning, not counted."""
+    if style == "none":
+        return ""
+    opening, closing = ("[THINK]", "[/THINK]") if style == "mistral" else ("<think>", "</think>")
+    spelling = re.compile(rf"\s*{re.escape(closing)}\s*")
+    texts = [const.value for const in tree.find_all(nodes.Const) if isinstance(const.value, str)]
+    texts += [data.data for data in tree.find_all(nodes.TemplateData)]
+    found = [
+        match[0] for text in texts for match in spelling.finditer(text) if not text[: match.start()].endswith(opening)
+    ]
+    return max(found, key=len, default=closing)
 
 
 def _content_shape(tree: nodes.Template) -> Literal["text", "parts", "either"]:

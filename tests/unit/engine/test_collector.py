@@ -45,9 +45,16 @@ def test_a_token_whose_text_is_held_back_comes_with_its_text(collect, say):
 
 
 def test_without_text_every_token_comes_at_once(collect, say):
-    request = collect(delta=True, detokenize=False)
+    request = collect(delta=True, detokenize=False, logprobs=0)
     request.push(say(request, "one"))
     assert request.take().outputs[0].token_ids
+
+
+def test_without_log_probabilities_no_token_waits(collect, say):
+    request = collect(delta=True, stop=["one two"])
+    request.push(say(request, "one "))
+    output = request.take().outputs[0]
+    assert output.text == "" and output.token_ids
 
 
 def _entries(output):

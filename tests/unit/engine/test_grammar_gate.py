@@ -98,7 +98,7 @@ def test_the_step_loop_wakes_for_a_deadline_while_it_only_waits_for_grammars(com
         max_num_seqs=2, max_num_batched_tokens=16, max_prefill_tokens_mixed=16, max_model_len=32, policy="fcfs"
     )
     scheduler = Scheduler(limits, KVCacheManager(8, 16), clock=time.monotonic)
-    core = EngineCore(scheduler, runner=None, grammars=compiler, overlap=overlap)
+    core = EngineCore(scheduler, runner=None, constraints=compiler, overlap=overlap)
     late = dataclasses.replace(request(), deadline=time.monotonic() + 0.2)
     core.inbox.put(AddMessage([late]))
     delivered = []

@@ -12,6 +12,9 @@ from quire.base.sampling import SamplingParams
 class Recorder:
     """A constraint that is complete after some tokens, and may fail after some."""
 
+    num_free = 0
+    is_over = False
+
     def __init__(self, *, completes_after: int = 10**6, fails_after: int = 10**6) -> None:
         self.heard: list[int] = []
         self.forks: list[Recorder] = []
@@ -142,3 +145,53 @@ def test_preemption_tells_the_constraint_nothing_twice(sim, prompt, overlap):
     s.verify()
     assert s.scheduler.stats().preemptions > 0
     assert [c.forks[0].heard for c in constraints] == [s.tokens(name) for name in names]
+
+
+class Counted(Recorder):
+    """Leaves every token free until so many were heard, then constrains two, and is over."""
+
+    def __init__(self, num_free: int) -> None:
+        super().__init__()
+        self._num_free = num_free
+
+    @property
+    def num_free(self) -> int:
+        return max(0, self._num_free - len(self.heard))
+
+    @property
+    def is_over(self) -> bool:
+        return len(self.heard) >= self._num_free + 2
+
+    def fork(self) -> Counted:
+        copy = Counted(self._num_free)
+        self.forks.append(copy)
+        return copy
+
+
+def waits(s) -> int:
+    """Steps in which nothing could be scheduled, until all has ended."""
+    num_waits = 0
+    while s.live:
+        num_waits += s.step() is None
+    return num_waits
+
+
+def test_free_tokens_need_no_mask_and_wait_for_none_in_flight(sim, prompt):
+    """A constraint that cannot forbid anything yet costs an overlapped request no step, and neither does one that is
+    over."""
+    s, constraint, free = sim(overlap=True), Counted(4), sim(overlap=True)
+    name = add(s, prompt(1, 6), constraint, name="a", max_tokens=10)
+    num_waits = waits(s)
+    free.add(prompt(1, 6), max_tokens=10)
+    free_waits = waits(free)
+    (own,) = constraint.forks
+    assert own.heard == s.tokens(name)[:6]
+    assert [len(work.constraints) for work in s.steps] == [0, 0, 0, 0, 1, 1, 0, 0, 0, 0]
+    assert num_waits == free_waits + 3  # before the first mask, between the two, and for what the second one allowed
+
+
+def test_a_constraint_that_is_over_hears_no_more(sim, prompt, overlap):
+    s, constraint = sim(overlap=overlap), Counted(0)
+    name = add(s, prompt(1, 6), constraint, name="a", max_tokens=8)
+    s.run()
+    assert len(s.tokens(name)) == 8 and constraint.forks[0].heard == s.tokens(name)[:2]

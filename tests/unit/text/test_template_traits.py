@@ -9,6 +9,7 @@ import pytest
 
 from quire.text.template_traits import read_traits, reasoning_format, tool_format
 
+QWEN3 = Path(__file__).parent / "templates" / "qwen3.jinja"
 DEMO = Path(__file__).resolve().parents[3] / "tools" / "tiny_model" / "chat_template.jinja"
 
 
@@ -65,3 +66,19 @@ def test_the_argument_that_switches_reasoning_is_one_the_template_reads(source, 
 )
 def test_a_template_reads_an_effort_when_it_asks_for_that_argument(source, expected) -> None:
     assert read_traits(source, jinja2.Environment().parse(source)).reads_effort is expected
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (QWEN3.read_text(encoding="utf-8"), "\n</think>\n\n"),
+        ("{{ '<think>' + thought + '</think>' }}{{ '<think>\\n\\n</think>\\n\\n' }}", "</think>"),
+        ("{{ content.split('</think>')[-1] }}", "</think>"),
+        ("[THINK]{{ thought }}[/THINK]\n{{ content }}", "[/THINK]\n"),
+        ("{{ '<think></think>' }}", "</think>"),
+        ("{{ content }}", ""),
+    ],
+)
+def test_the_end_of_reasoning_is_the_mark_with_the_white_space_the_template_writes(source, expected):
+    """An empty block, which stands for no reasoning, does not count."""
+    assert read_traits(source, jinja2.Environment().parse(source)).reasoning_end == expected

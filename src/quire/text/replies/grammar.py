@@ -1,4 +1,4 @@
-"""Grammars that force tool calls: `tool_choice` `required`, or one named function.
+"""Grammars of whole replies: forced calls (`tool_choice` `required`, or one named function), and shaped answers.
 
 Pure text; compiling it, with its limits, is the business of whoever constrains sampling.
 """
@@ -51,9 +51,22 @@ def forced_calls_grammar(
             )
     lark = LarkWriter(special_id, all_marks(calls, reasoning))
     body = calls.calls_rule(lark, tools, parallel=parallel)
+    return _behind_reasoning(lark, body, reasoning=reasoning, is_open=starts_in_reasoning)
+
+
+def shaped_answer_grammar(
+    answer: str, *, special_id: SpecialId, reasoning: ReasoningFormat, starts_in_reasoning: bool
+) -> str:
+    """A grammar whose texts are those of the grammar `answer`, with reasoning before them that it knows nothing of."""
+    lark = LarkWriter(special_id, all_marks(None, reasoning))
+    return _behind_reasoning(lark, lark.nested("answer", answer), reasoning=reasoning, is_open=starts_in_reasoning)
+
+
+def _behind_reasoning(lark: LarkWriter, body: str, *, reasoning: ReasoningFormat | None, is_open: bool) -> str:
+    """The whole grammar: the body, behind the rest of the block the prompt opened or one that the model may open."""
     if reasoning is None:
         return lark.finish(body)
     thought = lark.text_through("thought", reasoning.closing)
-    if starts_in_reasoning:
+    if is_open:
         return lark.finish(f"{thought} {_GAP} {body}")
     return lark.finish(f"({lark.literal(reasoning.opening)} {thought} {_GAP})? {body}")

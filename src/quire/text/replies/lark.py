@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,18 @@ class LarkWriter:
     def json(self, schema: Mapping[str, Any]) -> str:
         """A JSON value that fits the schema."""
         return inline_schema(schema, whitespace=JSON_SPACE, where="tools")
+
+    def nested(self, name: str, grammar: str) -> str:
+        """A rule for what a whole grammar allows: one in Lark, or as `text/grammar.py` writes schemas and patterns."""
+        body = f"%lark {{\n{grammar}\n}}"
+        if grammar.startswith('{"grammars"'):
+            (inner,) = json.loads(grammar)["grammars"]
+            schema = inner.get("json_schema")
+            if schema is not None:
+                body = f"%json {json.dumps(schema, ensure_ascii=False)}"
+            else:
+                body = f"%lark {{\n{inner['lark_grammar']}\n}}"
+        return self.rule(name, body)
 
     def arguments(self, tool: Tool) -> str:
         """A rule for the JSON object of a tool's arguments."""
