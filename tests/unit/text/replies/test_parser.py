@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+import time
 
 import pytest
 
@@ -284,6 +285,20 @@ def test_work_grows_with_the_length_and_not_faster(name):
             for length in (400, 3200)
         )
         assert long < 8.8 * short + 2000, unit
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_megabyte_of_noise_is_read_in_seconds(name):
+    """SEC-20: whatever the model writes; processor time, for the machine may be busy."""
+    chance = random.Random(7)
+    text = "".join(chance.choices(NOISE + HOSTILE, k=2**20 // 4))
+    parser = ReplyParser(call_format(name), reasoning_format("think"))
+    began, num_shown = time.process_time(), 0
+    for place in range(0, len(text), 64):
+        num_shown += len(parser.push(text[place : place + 64]))
+    num_shown += len(parser.finish())
+    assert len(text) > 2**20 and num_shown > 0
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
