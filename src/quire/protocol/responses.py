@@ -170,7 +170,7 @@ class FlatTool(msgspec.Struct, forbid_unknown_fields=True):
     name: NonEmpty
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Annotated[bool | None, NO_EFFECT] = None
+    strict: bool | None = None
 
 
 class ResponseTopLogprob(msgspec.Struct):

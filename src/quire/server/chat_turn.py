@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from quire.base.errors import InvalidRequestError
 from quire.base.sampling import SamplingParams
-from quire.base.structured import StructuredOutputsParams
 from quire.protocol.chat import ChatRequest
 from quire.server.chat_sample import ReplyStyle
 from quire.server.generation import Generation
 from quire.server.incoming import Incoming
 from quire.server.prompts import RenderedChat, chat_prompt, check_request_template
+from quire.server.reply_shape import ReplyShape, reply_shape
 from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params
 from quire.server.structured import field_of, is_ours
 from quire.server.thinking import thinking_budget
-from quire.server.tool_use import (
-    ReplyFormats,
-    ToolUse,
-    begins_in_reasoning,
-    behind_reasoning,
-    forced_calls,
-    reply_style,
-    tool_use_of,
-)
-
-if TYPE_CHECKING:
-    from quire.engine.async_engine import AsyncEngine
+from quire.server.tool_use import begins_in_reasoning, reply_style, tool_use_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +29,15 @@ class ChatTurn:
 
     incoming: Incoming[ChatRequest]
     generation: Generation
-    use: ToolUse
+    shape: ReplyShape
     chat: RenderedChat
     params: SamplingParams
     style: ReplyStyle
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What had to be read in another way than it was sent, or could not be had."""
+        return self.chat.notes + self.shape.notes
 
     async def submit(self) -> None:
         """Queue it.
@@ -57,7 +50,7 @@ class ChatTurn:
             options = self.incoming.admitted([self.chat.prompt], self.params)
             await self.generation.submit([self.chat.prompt], self.params, options)
         except InvalidRequestError as error:
-            body, is_tools = self.incoming.body, self.use.is_forced and is_ours(error.param)
+            body, is_tools = self.incoming.body, self.shape.is_of_tools and is_ours(error.param)
             error.param = "tools" if is_tools else _field_of(body, error.param)
             raise
 
@@ -81,10 +74,10 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
     chat = await chat_prompt(engine, body, tools=use.shown, size=incoming.call.body_size)
     formats, prefill = incoming.call.state.formats.formats(engine, use), _prefill(body)
     is_open = begins_in_reasoning(formats, prompt=chat.text, prefill=prefill)
-    if use.is_forced:
-        params.structured_outputs = forced_calls(use, formats, engine.tokenizer, is_open=is_open)
-    elif params.structured_outputs is not None:
-        params.structured_outputs = _shaped(body, params.structured_outputs, formats, engine, is_open=is_open)
+    shape = reply_shape(
+        body, use, formats, wanted=params.structured_outputs, tokenizer=engine.tokenizer, is_open=is_open
+    )
+    params.structured_outputs = shape.structured
     budget = thinking_budget(body.thinking_token_budget, formats, engine.tokenizer, is_open=is_open)
     params = dataclasses.replace(params, thinking=budget)  # checked again, beside what else was asked
     if formats.are_special(engine.tokenizer):
@@ -93,22 +86,11 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
     return ChatTurn(
         incoming=incoming,
         generation=incoming.generation(prefix, params, style=style),
-        use=use,
+        shape=shape,
         chat=chat,
         params=params,
         style=style,
     )
-
-
-def _shaped(
-    body: ChatRequest, wanted: StructuredOutputsParams, formats: ReplyFormats, engine: AsyncEngine, *, is_open: bool
-) -> StructuredOutputsParams:
-    """The constraint on the answer as one on the whole reply; raises InvalidRequestError about chat's fields."""
-    try:
-        return behind_reasoning(wanted, formats, engine.tokenizer, is_open=is_open)
-    except InvalidRequestError as error:
-        error.param = field_of(body, error.param)
-        raise
 
 
 def _prefill(body: ChatRequest) -> str:

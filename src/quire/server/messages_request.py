@@ -20,8 +20,8 @@ _SAME_NAME = (
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def chat_request(body: ConversationFields, *, reasons: bool, switch: str | None) -> tuple[ChatRequest, tuple[str, ...]]:
-    """The request in chat's words, and notes on what was not taken as it was sent.
+def chat_request(body: ConversationFields, *, reasons: bool, switch: str | None) -> ChatRequest:
+    """The request in chat's words.
 
     `reasons`: whether the model's reasoning is known by its marks. `switch`: the argument of its template that turns
     reasoning on and off, None where there is none.
@@ -49,14 +49,7 @@ def chat_request(body: ConversationFields, *, reasons: bool, switch: str | None)
             setattr(chat, name, getattr(body, name))
         chat.stop = body.stop_sequences
         chat.thinking_token_budget = None if body.thinking is None else body.thinking.budget_tokens
-    return chat, _notes(body)
-
-
-def _notes(body: ConversationFields) -> tuple[str, ...]:
-    strict = [tool.name[:64] for tool in body.tools or () if tool.strict]
-    if not strict or (body.tool_choice is not None and body.tool_choice.type in ("any", "tool")):
-        return ()
-    return (f"strict of tools ({', '.join(strict[:8])}): input is held to its schema only when a call is forced",)
+    return chat
 
 
 def _tool(tool: ToolParam, where: str) -> Tool:
@@ -70,6 +63,7 @@ def _tool(tool: ToolParam, where: str) -> Tool:
     if tool.input_schema is None:
         raise InvalidRequestError(f"{where}.input_schema is required", param=f"{where}.input_schema")
     function: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    function["strict"] = tool.strict
     return Tool("function", {name: value for name, value in function.items() if value is not None})
 
 

@@ -165,8 +165,9 @@ def _format(request: ResponsesRequest) -> ResponseFormat:
 
 
 def _shown(tool: FlatTool) -> dict[str, Any]:
-    """What the model's template is told of a function."""
-    known = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    """A function as chat has it."""
+    known: dict[str, Any] = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    known["strict"] = tool.strict
     return {name: value for name, value in known.items() if value is not None}
 
 

@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from quire.base.errors import InvalidRequestError
-from quire.base.structured import StructuredOutputsParams
 from quire.protocol.chat import ChatRequest
 from quire.protocol.chat import Tool as WireTool
 from quire.server.chat_sample import ReplyStyle
-from quire.text.grammar import grammar_of
 from quire.text.replies.call_format import CallFormat, all_marks
-from quire.text.replies.grammar import forced_calls_grammar, shaped_answer_grammar
 from quire.text.replies.parser import ReplyParser
 from quire.text.replies.reasoning import ReasoningFormat
 from quire.text.replies.registry import call_format, reasoning_format
@@ -44,6 +41,8 @@ class ToolUse:
     """Those that may be called: with `named` that one."""
     shown: list[dict[str, Any]] | None = None
     """What the chat template is told of."""
+    strict: frozenset[str] = frozenset()
+    """Those whose arguments are to follow their schema whenever they are called."""
     is_parallel: bool = True
     is_legacy: bool = False
 
@@ -118,12 +117,13 @@ def tool_use_of(body: ChatRequest) -> ToolUse:
             raise InvalidRequestError(f"{field_name} needs tools to choose from", param=field_name)
         return ToolUse()
     kind, allowed = _choice(choice, tools, field_name)
-    shown = [msgspec.structs.asdict(tool) for tool in wire]
+    shown = [{"type": tool.type, "function": _without(tool.function, "strict")} for tool in wire]
     check_tools_size(shown, name)
     return ToolUse(
         choice=kind,
         tools=allowed,
         shown=None if kind == "none" else shown,
+        strict=frozenset(tool.function["name"] for tool in wire if tool.function.get("strict") is True),
         is_parallel=body.parallel_tool_calls is not False and not is_legacy and kind != "named",
         is_legacy=is_legacy,
     )
@@ -160,40 +160,14 @@ def reply_style(use: ToolUse, formats: ReplyFormats, *, is_open: bool) -> ReplyS
     )
 
 
-def forced_calls(
-    use: ToolUse, formats: ReplyFormats, tokenizer: Tokenizer, *, is_open: bool
-) -> StructuredOutputsParams:
-    """The constraint under which a reply is a call; raises InvalidRequestError when the model's format is unknown."""
-    return StructuredOutputsParams(
-        grammar=forced_calls_grammar(
-            formats.calls,
-            use.tools,
-            parallel=use.is_parallel,
-            special_id=tokenizer.special_id,
-            reasoning=formats.reasoning,
-            starts_in_reasoning=is_open,
-        )
-    )
-
-
-def behind_reasoning(
-    wanted: StructuredOutputsParams, formats: ReplyFormats, tokenizer: Tokenizer, *, is_open: bool
-) -> StructuredOutputsParams:
-    """The constraint on an answer, which reasoning may precede; raises InvalidRequestError as `grammar_of`."""
-    if formats.reasoning is None:
-        return wanted
-    grammar = shaped_answer_grammar(
-        grammar_of(wanted),
-        special_id=tokenizer.special_id,
-        reasoning=formats.reasoning,
-        starts_in_reasoning=is_open,
-    )
-    return StructuredOutputsParams(grammar=grammar)
-
-
 def begins_in_reasoning(formats: ReplyFormats, *, prompt: str, prefill: str) -> bool:
     """Whether the reply to a rendered prompt begins within reasoning."""
     return formats.reasoning is not None and formats.reasoning.is_open_after(prompt, prefill=prefill)
+
+
+def _without(function: dict[str, Any], name: str) -> dict[str, Any]:
+    """A function as the template sees it, without what is said to the server only."""
+    return {key: value for key, value in function.items() if key != name}
 
 
 def _tool(function: dict[str, Any], where: str) -> Tool:
@@ -202,6 +176,8 @@ def _tool(function: dict[str, Any], where: str) -> Tool:
         raise InvalidRequestError(f"{where}.function.name must be a non-empty string", param="tools")
     if parameters is not None and not isinstance(parameters, dict):
         raise InvalidRequestError(f"{where}.function.parameters must be an object, a JSON schema", param="tools")
+    if not isinstance(function.get("strict"), bool | None):
+        raise InvalidRequestError(f"{where}.function.strict must be true or false", param="tools")
     return Tool(name, parameters or {})
 
 

@@ -39,7 +39,7 @@ async def create_chat_completion(request: Request) -> Response:
                 top_logprobs=turn.params.logprobs, returns_token_ids=bool(body.return_token_ids), style=turn.style
             ),
             includes_usage=wants_usage(body),
-            warnings=checked_warnings(body, (*incoming.warnings, *turn.chat.notes)),
+            warnings=checked_warnings(body, (*incoming.warnings, *turn.notes)),
         ),
         incoming.engine.tokenizer,
     )

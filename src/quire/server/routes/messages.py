@@ -56,10 +56,10 @@ async def create_message(request: Request) -> Response:
     """Continue a conversation, whole or as a stream of events."""
     _name_request(request)
     incoming = await take_in(request, _decoder)
-    asked = incoming.told_as(*_in_chats_words(incoming.body, incoming.engine, incoming.call.state))
+    asked = incoming.told_as(_in_chats_words(incoming.body, incoming.engine, incoming.call.state))
     asked = await through_hooks(asked)
     turn = await prepare_turn(asked, prefix="msg_")
-    warnings = checked_warnings(incoming.body, (*asked.warnings, *turn.chat.notes))
+    warnings = checked_warnings(incoming.body, (*asked.warnings, *turn.notes))
     reply = MessagesReply(asked.header(turn.generation), turn.style, warnings)
     await turn.submit()
     return await asked.answer(turn.generation, reply)
@@ -74,7 +74,7 @@ async def count_tokens(request: Request) -> Response:
     body = await decoded(engine, _count_decoder.decode, content)
     state.find_model(engine, body.model, account_of(request).tenant)
     check_generates(engine.info)
-    chat, _ = _in_chats_words(body, engine, state)
+    chat = _in_chats_words(body, engine, state)
     rendered = await chat_prompt(engine, chat, tools=tool_use_of(chat).shown, size=len(content))
     answer = TokenCountResponse(len(rendered.prompt.token_ids))
     return Response(msgspec.json.encode(answer), media_type="application/json")
@@ -86,9 +86,7 @@ def _name_request(request: Request) -> None:
     record.headers.append((b"request-id", record.request_id.encode()))
 
 
-def _in_chats_words(
-    body: ConversationFields, engine: AsyncEngine, state: ServerState
-) -> tuple[ChatRequest, tuple[str, ...]]:
+def _in_chats_words(body: ConversationFields, engine: AsyncEngine, state: ServerState) -> ChatRequest:
     template = engine.chat_template
     if template is None:
         return chat_request(body, reasons=False, switch=None)  # the core refuses it, for there is no template

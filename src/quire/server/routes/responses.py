@@ -160,6 +160,5 @@ def _begun(incoming: Incoming[ResponsesRequest], turn: ChatTurn, tools: list[Fla
         top_p=params.top_p,
         user=body.user,
         metadata=body.metadata or {},
-        warnings=list(checked_warnings(turn.incoming.body, (*turn.incoming.warnings, *turn.chat.notes)))
-        or msgspec.UNSET,
+        warnings=list(checked_warnings(turn.incoming.body, (*turn.incoming.warnings, *turn.notes))) or msgspec.UNSET,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from quire.text.replies.lark import LarkWriter
 from quire.text.replies.reading import Reading
@@ -36,6 +36,18 @@ class CallFormat(Protocol):
 
     def calls_rule(self, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The body of a grammar rule for one call of one of `tools`, or with `parallel` for one or more."""
+
+
+@runtime_checkable
+class TriggeredFormat(CallFormat, Protocol):
+    """A format whose calls all begin with a mark, so that what follows it can be held to a grammar in free text."""
+
+    @property
+    def triggers(self) -> tuple[str, ...]:
+        """The marks of which one begins every call."""
+
+    def behind_trigger(self, trigger: str, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """The body of a grammar rule for what follows a trigger, to the end of the call, or of the calls it begins."""
 
 
 def all_marks(calls: CallFormat | None, reasoning: ReasoningFormat | None) -> tuple[str, ...]:

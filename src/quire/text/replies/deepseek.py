@@ -30,6 +30,7 @@ class DeepSeekFormat:
     marks: tuple[str, ...] = (_CALLS_BEGIN, _CALL_BEGIN)
     openers: tuple[str, ...] = ()
     inner_marks: tuple[str, ...] = (_SEP, _CALL_END, _CALLS_END)
+    triggers: tuple[str, ...] = (_CALLS_BEGIN, _CALL_BEGIN)
 
     def read(self, mark: str, reading: Reading) -> Wait[None]:
         """Read calls for as long as one follows the other, and the mark behind the last."""
@@ -72,13 +73,26 @@ class DeepSeekFormat:
 
     def calls_rule(self, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The calls between their marks, in V3's form or in V3.1's."""
+        return f"{lark.literal(_CALLS_BEGIN)} {self._calls_to_end(lark, tools, parallel=parallel)}"
+
+    def behind_trigger(self, trigger: str, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """The calls to the mark behind the last; or, where the model left the first mark out, the rest of one call."""
+        if trigger == _CALLS_BEGIN:
+            return self._calls_to_end(lark, tools, parallel=parallel)
+        return f"{self._call('', lark, tools)} ({lark.literal(_CALLS_END)})?"
+
+    def _calls_to_end(self, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
+        call = self._call(_CALL_BEGIN, lark, tools)
+        gap = r'"\n" ' if self.has_fence else ""
+        many = f"{call} ({gap}{call})*" if parallel else call
+        return f"{many} {lark.literal(_CALLS_END)}"
+
+    def _call(self, mark: str, lark: LarkWriter, tools: Sequence[Tool]) -> str:
+        """A rule for one call that begins with `mark`, where it is not there yet."""
         head, tail = ("function" + _SEP + "{}\n```json\n", "\n```") if self.has_fence else ("{}" + _SEP, "")
         calls = [
-            f"{lark.literal(_CALL_BEGIN + head.replace('{}', tool.name))} {lark.arguments(tool)} "
+            f"{lark.literal(mark + head.replace('{}', tool.name))} {lark.arguments(tool)} "
             f"{lark.literal(tail + _CALL_END)}"
             for tool in tools
         ]
-        call = lark.rule("call", " | ".join(calls))
-        gap = r'"\n" ' if self.has_fence else ""
-        many = f"{call} ({gap}{call})*" if parallel else call
-        return f"{lark.literal(_CALLS_BEGIN)} {many} {lark.literal(_CALLS_END)}"
+        return lark.rule("call", " | ".join(calls))

@@ -21,6 +21,7 @@ class HermesFormat:
     marks: tuple[str, ...] = (_OPEN,)
     openers: tuple[str, ...] = ()
     inner_marks: tuple[str, ...] = (_CLOSE,)
+    triggers: tuple[str, ...] = (_OPEN,)
 
     def read(self, mark: str, reading: Reading) -> Wait[None]:
         """Read the call behind `<tool_call>`; what is neither a brace nor the closing mark then ends it."""
@@ -41,7 +42,16 @@ class HermesFormat:
 
     def calls_rule(self, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The calls, each on lines of its own, as the templates write them."""
-        bodies = [json_call_rule(lark, tool, arguments_key="arguments") for tool in tools]
-        body = lark.rule("body", " | ".join(bodies))
-        call = lark.rule("call", f"{lark.literal(_OPEN + chr(10))} {body} {lark.literal(chr(10) + _CLOSE)}")
+        call = _call(_OPEN, lark, tools)
         return f'{call} ("\\n" {call})*' if parallel else call
+
+    def behind_trigger(self, trigger: str, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """The rest of one call, for each has a mark of its own."""
+        return _call("", lark, tools)
+
+
+def _call(mark: str, lark: LarkWriter, tools: Sequence[Tool]) -> str:
+    """A rule for one call that begins with `mark`, where it is not there yet."""
+    bodies = [json_call_rule(lark, tool, arguments_key="arguments") for tool in tools]
+    body = lark.rule("body", " | ".join(bodies))
+    return lark.rule("call", f"{lark.literal(mark + chr(10))} {body} {lark.literal(chr(10) + _CLOSE)}")

@@ -18,6 +18,9 @@ SpecialId = Callable[[str], int | None]
 
 JSON_SPACE = "[ \\n]{0,24}"
 """Whitespace where JSON allows it: as much as indented arguments need, but not without end."""
+NAME_PATTERN = r"/[^()\[\]{}<>\"'`,;=\s]{1,256}/"
+"""What `reading.is_name_part` takes, so far as a pattern can say it."""
+_SPACES = r"[ \t\r\n]*"
 _REGEX_SIGNS = frozenset("\\.+*?()|[]{}^$/#&-~")
 
 
@@ -51,13 +54,32 @@ class LarkWriter:
             place = end + len(mark or "")
         return " ".join(parts)
 
-    def text_through(self, name: str, mark: str) -> str:
-        """A rule for any text up to and including the first `mark`."""
+    def text_through(self, name: str, mark: str, *, opening: str = "", unless: str | None = None) -> str:
+        """A rule for any text up to and including the first `mark`, which is behind `opening` at its start.
+
+        `unless`: a text that it does not begin with. White space before that text, or before the opening, is let pass.
+        """
+        head = f"{_SPACES}{_escaped(opening)}" if opening else ""
         if mark in self._ids:
             # Free text holds no special tokens, so the first one ends it.
-            return self.rule(name, f"/(?s:.*)/ {self.literal(mark)}")
-        escaped = "".join("\\" + sign if sign in _REGEX_SIGNS else sign for sign in mark)
-        return self.rule(name, f"/(?s:.*){escaped}/", option="[lazy]")
+            text = f"/{head}(?s:.*)/" if opening else self.text(f"{name}_text", unless=unless)
+            return self.rule(name, f"{text} {self.literal(mark)}")
+        pattern = f"/{head}(?s:.*){_escaped(mark)}/"
+        if unless is not None:
+            pattern = self._terminal(name, pattern, unless)
+        return self.rule(name, pattern, option="[lazy]")
+
+    def text(self, name: str, *, unless: str | None = None) -> str:
+        """Any text, none too; `unless` as in `text_through`."""
+        return "/(?s:.*)/" if unless is None else self._terminal(name, "/(?s:.*)/", unless)
+
+    def is_special(self, mark: str) -> bool:
+        """Whether a mark is one special token."""
+        return mark in self._ids
+
+    def _terminal(self, name: str, pattern: str, unless: str) -> str:
+        """What the pattern matches and does not begin with `unless`; only terminals know such a thing."""
+        return self.rule(name.upper(), f"{pattern} & ~/{_SPACES}{_escaped(unless)}(?s:.*)/")
 
     def json(self, schema: Mapping[str, Any]) -> str:
         """A JSON value that fits the schema."""
@@ -77,11 +99,16 @@ class LarkWriter:
 
     def arguments(self, tool: Tool) -> str:
         """A rule for the JSON object of a tool's arguments."""
-        return self.rule("arguments", self.json(parameters_schema(tool)))
+        return self.rule("arguments", self.json({"type": "object"} if tool.is_free else parameters_schema(tool)))
 
     def finish(self, start: str) -> str:
         """The whole grammar, whose start rule has this body."""
         return "\n".join((f"start: {start}", *self._rules.values(), ""))
+
+
+def _escaped(text: str) -> str:
+    """A text as part of a pattern."""
+    return "".join("\\" + sign if sign in _REGEX_SIGNS else sign for sign in text)
 
 
 def json_call_rule(lark: LarkWriter, tool: Tool, *, arguments_key: str) -> str:

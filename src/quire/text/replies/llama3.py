@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from quire.text.automaton import Automaton
 from quire.text.replies.json_calls import read_json_call
-from quire.text.replies.lark import LarkWriter, json_call_rule
+from quire.text.replies.json_text import quoted
+from quire.text.replies.lark import LarkWriter
 from quire.text.replies.reading import Reading
 from quire.text.replies.source import MalformedCallError, Wait
 from quire.text.replies.tool import Tool
@@ -49,6 +50,12 @@ class Llama3JsonFormat:
 
     def calls_rule(self, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The objects, separated by semicolons."""
-        bodies = [json_call_rule(lark, tool, arguments_key="parameters") for tool in tools]
-        call = lark.rule("call", " | ".join(bodies))
+        call = lark.rule("call", " | ".join(_object(lark, tool) for tool in tools))
         return f'{call} ("; " {call})*' if parallel else call
+
+
+def _object(lark: LarkWriter, tool: Tool) -> str:
+    """A rule for one call, sign by sign: a longer text would not let an answer in JSON begin the same way."""
+    signs = ["{", quoted("name"), ":", quoted(tool.name), ",", quoted("parameters"), ":"]
+    head = " / ?/ ".join(map(lark.literal, signs))
+    return lark.rule("object", f'{head} / ?/ {lark.arguments(tool)} "}}"')

@@ -28,6 +28,7 @@ class MistralFormat:
     marks: tuple[str, ...] = (_CALLS,)
     openers: tuple[str, ...] = ()
     inner_marks: tuple[str, ...] = (_CALL_ID, _ARGS)
+    triggers: tuple[str, ...] = (_CALLS,)
 
     def read(self, mark: str, reading: Reading) -> Wait[None]:
         """Read one list of calls, or one call."""
@@ -81,10 +82,23 @@ class MistralFormat:
     def calls_rule(self, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
         """A list of objects, or names with arguments."""
         if self.names_first:
-            calls = [f"{lark.literal(_CALLS + tool.name + _ARGS)} {lark.arguments(tool)}" for tool in tools]
-            call = lark.rule("call", " | ".join(calls))
+            call = _named_call(_CALLS, lark, tools)
             return f"{call}+" if parallel else call
-        bodies = [json_call_rule(lark, tool, arguments_key="arguments") for tool in tools]
-        call = lark.rule("call", " | ".join(bodies))
-        many = f'{call} (", " {call})*' if parallel else call
-        return f'{lark.literal(_CALLS + "[")} {many} "]"'
+        return f"{lark.literal(_CALLS)} {_list_of_calls(lark, tools, parallel=parallel)}"
+
+    def behind_trigger(self, trigger: str, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """A list of objects, or the rest of one call, for each has a mark of its own."""
+        return _named_call("", lark, tools) if self.names_first else _list_of_calls(lark, tools, parallel=parallel)
+
+
+def _named_call(mark: str, lark: LarkWriter, tools: Sequence[Tool]) -> str:
+    """A rule for one call of the newer form that begins with `mark`, where it is not there yet."""
+    calls = [f"{lark.literal(mark + tool.name + _ARGS)} {lark.arguments(tool)}" for tool in tools]
+    return lark.rule("call", " | ".join(calls))
+
+
+def _list_of_calls(lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
+    bodies = [json_call_rule(lark, tool, arguments_key="arguments") for tool in tools]
+    call = lark.rule("call", " | ".join(bodies))
+    many = f'{call} (", " {call})*' if parallel else call
+    return f'"[" {many} "]"'

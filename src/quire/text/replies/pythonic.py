@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from quire.text.replies.json_text import quoted
-from quire.text.replies.lark import LarkWriter, property_schemas
+from quire.text.replies.lark import NAME_PATTERN, LarkWriter, property_schemas
 from quire.text.replies.python_scanner import PythonScanner
 from quire.text.replies.reading import MAX_NAME_CHARS, Reading, is_name_part
 from quire.text.replies.source import MalformedCallError, Wait
@@ -92,6 +92,9 @@ class PythonicFormat:
 
 def _keywords_rule(lark: LarkWriter, tool: Tool) -> str:
     """The arguments of one call. Written back to front: what may follow a first argument, and what may be the first."""
+    if tool.is_free:
+        pair = lark.rule("pair", f'{lark.rule("key", NAME_PATTERN)} "=" {lark.json({})}')
+        return lark.rule("keywords", f'({pair} (", " {pair})*)?')
     first = more = lark.rule("none", '""')
     for name, schema, is_required in reversed(property_schemas(tool)):
         pair = lark.rule("pair", f"{lark.literal(name + '=')} {lark.json(schema)}")

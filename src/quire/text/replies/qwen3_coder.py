@@ -13,7 +13,7 @@ from typing import Any
 
 from quire.text.automaton import Automaton
 from quire.text.replies.json_text import escaped, quoted
-from quire.text.replies.lark import LarkWriter, property_schemas
+from quire.text.replies.lark import NAME_PATTERN, LarkWriter, property_schemas
 from quire.text.replies.reading import MAX_NAME_CHARS, Reading, is_name_part
 from quire.text.replies.schema_types import allowed_types, decode, fits
 from quire.text.replies.source import MAX_HELD, MalformedCallError, Wait
@@ -33,6 +33,7 @@ class Qwen3CoderFormat:
     marks: tuple[str, ...] = (_OPEN, _FUNCTION)
     openers: tuple[str, ...] = ()
     inner_marks: tuple[str, ...] = (_CLOSE,)
+    triggers: tuple[str, ...] = (_OPEN, _FUNCTION)
 
     def read(self, mark: str, reading: Reading) -> Wait[None]:
         """Read one call and the marks that close it."""
@@ -75,18 +76,31 @@ class Qwen3CoderFormat:
 
     def calls_rule(self, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
         """The calls, their parameters in the order of the schema."""
-        calls = [
-            f"{lark.literal(f'{_OPEN}{chr(10)}{_FUNCTION}{tool.name}>{chr(10)}')} {_elements(lark, tool)} "
-            f"{lark.literal(f'{_FUNCTION_END}{chr(10)}{_CLOSE}')}"
-            for tool in tools
-        ]
-        call = lark.rule("call", " | ".join(calls))
+        call = _call(f"{_OPEN}\n{_FUNCTION}", lark, tools)
         return f'{call} ("\\n" {call})*' if parallel else call
+
+    def behind_trigger(self, trigger: str, lark: LarkWriter, tools: Sequence[Tool], *, parallel: bool) -> str:
+        """The rest of one call, for each has a mark of its own."""
+        return _call(f"\n{_FUNCTION}" if trigger == _OPEN else "", lark, tools)
+
+
+def _call(head: str, lark: LarkWriter, tools: Sequence[Tool]) -> str:
+    """A rule for one call; `head` is what of its beginning is not there yet."""
+    calls = [
+        f"{lark.literal(f'{head}{tool.name}>{chr(10)}')} {_elements(lark, tool)} "
+        f"{lark.literal(f'{_FUNCTION_END}{chr(10)}{_CLOSE}')}"
+        for tool in tools
+    ]
+    return lark.rule("call", " | ".join(calls))
 
 
 def _elements(lark: LarkWriter, tool: Tool) -> str:
     """The parameters of one call. Texts are free: what a schema says of a string beyond its `enum` is not enforced,
     because a bare text is no JSON."""
+    if tool.is_free:
+        key, value = lark.rule("key", NAME_PATTERN), lark.text_through("value", _PARAMETER_END)
+        element = lark.rule("element", f'{lark.literal(_PARAMETER)} {key} ">\\n" {value} "\\n"')
+        return f"{element}*"
     elements = ['""']
     for name, schema, is_required in property_schemas(tool):
         types = allowed_types(schema)

@@ -13,3 +13,5 @@ class Tool:
 
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    is_free: bool = False
+    """A grammar lets its arguments be any object, whatever the schema says."""

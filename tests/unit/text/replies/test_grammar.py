@@ -1,18 +1,35 @@
-"""Grammars that force calls: what llguidance accepts of them, and that parsers read what they force."""
+"""Grammars that force calls, hold calls in free text to their schemas, and shape answers: what llguidance accepts of
+them, and that parsers read what they force."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 
 from quire.base.errors import InvalidRequestError
-from quire.text.replies.grammar import forced_calls_grammar
+from quire.base.structured import StructuredOutputsParams
+from quire.text.grammar import grammar_of
+from quire.text.replies.call_format import TriggeredFormat
+from quire.text.replies.grammar import (
+    ReplyMarks,
+    forced_calls_grammar,
+    shaped_answer_grammar,
+    triggered_calls_grammar,
+)
 from quire.text.replies.reasoning import MISTRAL, THINK
 from quire.text.replies.registry import CALL_FORMATS, call_format
 from quire.text.replies.tool import Tool
 
 FORMATS = tuple(name for name in CALL_FORMATS if name != "none")
+TRIGGERED = tuple(name for name in FORMATS if isinstance(CALL_FORMATS[name], TriggeredFormat))
+ANSWER = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "n": {"type": "integer"}},
+    "required": ["name", "n"],
+    "additionalProperties": False,
+}
 MARKS = (
     "<tool_call>",
     "</tool_call>",
@@ -71,10 +88,17 @@ def _encode(text):
     return ids
 
 
-def grammar(name, tools, *, special=True, parallel=True, **options):
-    return forced_calls_grammar(
-        call_format(name), tools, parallel=parallel, special_id=SPECIAL.get if special else lambda text: None, **options
+def marks_of(name, *, special=True, reasoning=None, starts_in_reasoning=False):
+    return ReplyMarks(
+        calls=call_format(name),
+        reasoning=reasoning,
+        special_id=SPECIAL.get if special else lambda text: None,
+        starts_in_reasoning=starts_in_reasoning,
     )
+
+
+def grammar(name, tools, *, parallel=True, **options):
+    return forced_calls_grammar(marks_of(name, **options), tools, parallel=parallel)
 
 
 def first_call(name, text):
@@ -205,7 +229,7 @@ def test_special_tokens_are_named_by_their_ids_only(name, tools):
 
 def test_what_cannot_be_forced_is_refused_with_a_reason(tools):
     with pytest.raises(InvalidRequestError, match="chat template does not show"):
-        forced_calls_grammar(None, tools, parallel=True, special_id=lambda text: None)
+        grammar("none", tools)
     with pytest.raises(InvalidRequestError, match="at least one function"):
         grammar("hermes", [])
     with pytest.raises(InvalidRequestError, match="function name"):
@@ -217,3 +241,125 @@ def test_what_cannot_be_forced_is_refused_with_a_reason(tools):
             grammar(name, [Tool("f", {"type": "object", "required": ["x"]})])
         with pytest.raises(InvalidRequestError, match="name that this model's"):
             grammar(name, [Tool("f", {"properties": {"a b": {}}})])
+
+
+def triggered(marks, tools, *, parallel=True):
+    return triggered_calls_grammar(marks, marks.calls, tools, parallel=parallel)
+
+
+def wrong(name, text):
+    """The calls with a text where the schema wants a number."""
+    before, after = ("\n2\n", "\ntwo\n") if name == "qwen3_coder" else ("2", '"two"')
+    assert before in text
+    return text.replace(before, after)
+
+
+def spelled(name, text):
+    return text.replace("[TOOL_CALLS] [", "[TOOL_CALLS][") if name == "mistral" else text
+
+
+@pytest.mark.parametrize("name", TRIGGERED)
+@pytest.mark.parametrize("special", [True, False])
+def test_text_is_free_and_calls_within_it_fit_their_schemas(name, special, samples, tools, accepts):
+    calls = spelled(name, samples[name])
+    grammar = triggered(marks_of(name, special=special), tools)
+    for text in ("", "Hello {[<", calls, "Let me see.\n" + calls, calls + "\nDone.", "a\n" + calls + "b" + calls):
+        assert accepts(grammar, text, special), text
+    for text in (wrong(name, calls), "Let me see." + wrong(name, calls), calls.replace("weather", "climate")):
+        assert not accepts(grammar, text, special), text
+
+
+@pytest.mark.parametrize("name", TRIGGERED)
+def test_every_mark_that_begins_a_call_binds(name, tools, accepts):
+    for trigger in call_format(name).triggers:
+        for special in (True, False):
+            grammar = triggered(marks_of(name, special=special), tools)
+            assert not accepts(grammar, trigger, special)
+            assert not accepts(grammar, f"Hm. {trigger} and more", special)
+
+
+@pytest.mark.parametrize("name", TRIGGERED)
+def test_there_is_one_call_at_most_without_parallel_calls(name, samples, tools, accepts):
+    calls, grammar = spelled(name, samples[name]), triggered(marks_of(name), tools, parallel=False)
+    assert not accepts(grammar, calls, True) and not accepts(grammar, calls + calls, True)
+
+
+@pytest.mark.parametrize("name", TRIGGERED)
+@pytest.mark.parametrize("special", [True, False])
+@pytest.mark.parametrize("style", [THINK, MISTRAL])
+def test_marks_within_reasoning_bind_nothing(name, special, style, samples, tools, accepts):
+    calls, trigger = spelled(name, samples[name]), call_format(name).triggers[0]
+    trigger = "" if special else trigger  # special tokens are no part of free text, reasoning included
+    thought = f"I could {trigger} that.{style.closing}\n\n"
+    may = triggered(marks_of(name, special=special, reasoning=style), tools)
+    must = triggered(marks_of(name, special=special, reasoning=style, starts_in_reasoning=True), tools)
+    for text in ("", "Hello", calls, "Hello" + calls):
+        assert accepts(may, text, special), text
+        assert accepts(may, style.opening + thought + text, special), text
+        assert accepts(must, thought + text, special), text
+    for text in (wrong(name, calls), "Hello" + wrong(name, calls)):
+        assert not accepts(may, text, special)
+        assert not accepts(may, style.opening + thought + text, special)
+        assert not accepts(must, thought + text, special)
+    assert not accepts(must, "Hm.", special) and not accepts(may, style.opening + "Hm.", special)
+    if not special:
+        assert accepts(may, "\n" + style.opening + thought + calls, special)
+        assert accepts(may, calls + style.opening, special)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_tool_that_is_not_strict_takes_any_arguments(name, samples, tools, accepts, parse):
+    calls = spelled(name, samples[name])
+    free = [dataclasses.replace(tool, is_free=True) for tool in tools]
+    answer = grammar_of(StructuredOutputsParams(choice=["yes"]))
+    grammar = shaped_answer_grammar(marks_of(name), answer, tools=free)
+    assert accepts(grammar, calls, True) and accepts(grammar, wrong(name, calls), True)
+    assert not accepts(grammar, calls.replace("weather", "climate"), True)
+    (first, _) = parse(name, wrong(name, calls), tools=tools).calls
+    assert first.is_complete and json.loads(first.arguments)["days"] == "two"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("special", [True, False])
+def test_an_answer_is_calls_or_has_its_shape(name, special, samples, tools, accepts):
+    calls, answer = spelled(name, samples[name]), grammar_of(StructuredOutputsParams(json=ANSWER))
+    grammar = shaped_answer_grammar(marks_of(name, special=special), answer, tools=tools)
+    good = '{"name": "weather", "n": 3}'  # begins as a call of Llama's does
+    for text in (calls, good, '{"name": "x", "n": 1}', '{"name":"x","n":1}'):
+        assert accepts(grammar, text, special), text
+    for text in ("", "Hello", calls + good, good + calls, wrong(name, calls), '{"name": "weather", "n": "x"}', "{}"):
+        assert not accepts(grammar, text, special), text
+
+
+@pytest.mark.parametrize("style", [THINK, MISTRAL])
+def test_calls_and_shaped_answers_may_come_behind_reasoning(style, samples, tools, accepts):
+    answer = grammar_of(StructuredOutputsParams(regex="[0-9]+"))
+    grammar = shaped_answer_grammar(marks_of("hermes", reasoning=style), answer, tools=tools)
+    for text in ("42", samples["hermes"]):
+        assert accepts(grammar, text, True)
+        assert accepts(grammar, f"{style.opening}Hm. 7{style.closing}\n\n{text}", True)
+    assert not accepts(grammar, f"{style.opening}42", True)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text"),
+    [
+        ({"regex": "a}+b"}, "a}}b"),
+        ({"choice": ["}", 'say "x"']}, 'say "x"'),
+        ({"json_object": True}, '{"a": {}}'),
+        ({"grammar": 'start: A "}" \nA: /[a-z]+/'}, "abc}"),
+        ({"grammar": 'root ::= "{" x\nx ::= "}"'}, "{}"),
+        ({"structural_tag": {"structures": [{"begin": "<f>", "end": "</f>"}], "triggers": ["<f"]}}, "<f>1</f>"),
+    ],
+)
+def test_every_kind_of_shape_may_stand_within_a_larger_grammar(wanted, text, accepts):
+    grammar = shaped_answer_grammar(marks_of("none", reasoning=THINK), grammar_of(StructuredOutputsParams(**wanted)))
+    assert accepts(grammar, text, True) and accepts(grammar, f"<think>Hm.</think>\n{text}", True)
+    if "structural_tag" not in wanted:
+        assert not accepts(grammar, text + "!", True)
+
+
+def test_names_that_no_call_can_hold_are_refused():
+    for make in (triggered, lambda m, tools: shaped_answer_grammar(m, 'start: "a"', tools=tools)):
+        with pytest.raises(InvalidRequestError, match="function name"):
+            make(marks_of("hermes"), [Tool("a b")])
