@@ -79,8 +79,6 @@ class CpuAttention:
         """See `AttentionBackend.run`."""
         if not isinstance(plan, CpuPlan):
             raise TypeError(f"the cpu backend was handed a plan of {type(plan).__name__}")
-        if spec.bidirectional:
-            raise ValueError("the cpu kernels look back only; attention both ways is the reference backend's")
         if q.dtype != torch.float32:  # the kernels compute in float32 alone
             return self.run(q.float(), k.float(), v.float(), kv=kv, spec=spec, plan=plan).to(q.dtype)
         q, k, v = (_with_packed_heads(x) for x in (q, k, v))
@@ -97,6 +95,7 @@ class CpuAttention:
             PAGE_FORMATS[kv.dtype],
             spec.window or 0,
             int(spec.alibi_before_scale),
+            int(spec.bidirectional),
         )
         op = record("attention", (q, k, v, kv, out, slopes), numbers, (spec.scale, spec.softcap or 0.0))
         current_pool().submit_per_token(op, q.shape[0], plan.record)

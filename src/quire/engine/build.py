@@ -126,8 +126,7 @@ def _assemble(
 ) -> EngineCore:
     torch.set_num_threads(resolved.threads)
     dtype = getattr(torch, resolved.dtype)
-    # The compiled kernels look back only: an encoder attends with the reference and does all else on them.
-    attention = select_backend("reference" if info.is_encoder else resolved.device, dtype=dtype)
+    attention = select_backend(resolved.device, dtype=dtype)
     context = BuildContext(
         dtype=dtype,
         device=device.torch_device,

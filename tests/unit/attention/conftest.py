@@ -60,15 +60,16 @@ class Case:
     values: list[torch.Tensor]
     queries: list[torch.Tensor]
 
-    def run(self, backend, *, order=0, filler=math.nan, chosen=None):
+    def run(self, backend, *, order=0, filler=math.nan, chosen=None, page_dtype=None):
         """The backend's output per row, for all rows or for the `chosen` ones, with pages placed in a random order."""
         chosen = list(range(len(self.rows))) if chosen is None else chosen
         needs = [-(-self.rows[i][1] // self.page_size) for i in chosen]
         places = torch.randperm(sum(needs) + 4, generator=torch.Generator().manual_seed(order)).tolist()
         tables = [[places.pop() for _ in range(need)] for need in needs]
         spec = self.spec
-        shape = backend.kv_shape(sum(needs) + 4, self.page_size, spec.num_kv_heads, spec.head_dim)
-        kv = torch.full(shape, filler, dtype=self.keys[0].dtype)
+        dtype = page_dtype or self.keys[0].dtype
+        shape = backend.kv_shape(sum(needs) + 4, self.page_size, spec.num_kv_heads, spec.head_dim, dtype)
+        kv = torch.full(shape, filler, dtype=dtype)
         slots = [self._slots(table, *self.rows[i]) for i, table in zip(chosen, tables, strict=True)]
         self._write_earlier_tokens(backend, kv, chosen, tables)
         batch = AttentionBatch(

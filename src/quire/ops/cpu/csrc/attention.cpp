@@ -6,7 +6,7 @@
 // order in which one thread merges them.
 //
 // Op: p q, k, v, kv, out, alibi slopes or null; n H, K, D, strides of q, k, v rows, pages, page format, window (0:
-// none), alibi before scale; f scale, softcap (0: none). One row per token.
+// none), alibi before scale, both ways; f scale, softcap (0: none). One row per token.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -43,6 +43,7 @@ Job job_of(const Op& op) {
           op.n[7],
           op.n[8],
           op.n[9] != 0,
+          op.n[10] != 0,
           op.f[0],
           op.f[1]};
 }
@@ -63,6 +64,7 @@ struct Reach {
 };
 
 Reach reach_of(const Job& job, const Plan& plan, const Task& task) {
+  if (job.both_ways) return {0, plan.context_lens[task.row]};
   int64_t base = plan.context_lens[task.row] - plan.query_lens[task.row] + task.first;
   return {job.window ? std::max<int64_t>(0, base - job.window + 1) : 0, base + task.count};
 }
@@ -88,7 +90,7 @@ void load_queries(const Job& job, const Plan& plan, const Task& task, Tile& t) {
   for (int r = 0; r < t.rows; ++r) {
     int64_t query = r / task.heads, head = task.head + r % task.heads;
     q[r] = job.q + (token + query) * job.q_stride + head * job.head;
-    t.position[r] = base + query;
+    t.position[r] = job.both_ways ? plan.context_lens[task.row] - 1 : base + query;
     t.slope[r] = job.slopes ? job.slopes[head] : 0.0f;
   }
   place_queries(Page(), job, q, t);

@@ -26,6 +26,7 @@ struct Job {
   int64_t format;
   int64_t window;
   bool alibi_first;
+  bool both_ways;  // a query sees the keys behind it too; no window and no slopes then
   float scale, softcap;
 };
 

@@ -47,7 +47,7 @@ struct Tile {
   float keys[kBlock * kMaxHead], values[kBlock * kMaxHead];  // of a block, where pages cannot be read as they are
   float totals[kTileRows * kLanes];  // of the partition, by lane
   float top[kTileRows], total[kTileRows], change[kTileRows], all_top[kTileRows], all_total[kTileRows];
-  int64_t position[kTileRows];  // ascending
+  int64_t position[kTileRows];  // of the last key a row sees, ascending
   float slope[kTileRows];
   int rows;
   int64_t head, wide;  // wide: head in whole lines
