@@ -5,9 +5,11 @@ Whoever comes waits for the end of the step under way, so its length is what bac
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from quire.base.request import Request
+from quire.cache.manager import KVCacheManager
 from quire.scheduler.budget import SchedulerLimits
 from quire.scheduler.roster import Roster
 
@@ -46,6 +48,22 @@ class BackgroundWatch:
             return self._num_paused > 0
         self._num_paused = 0
         return False
+
+    def holders_of(self, num_pages: int, cache: KVCacheManager) -> list[Request]:
+        """The last background requests in order that hold so many pages and share them with nobody else; none where
+        all of them would not do, so that no work is thrown away in vain."""
+        given_up: Counter[int] = Counter()
+        chosen: list[Request] = []
+        for request in reversed(self._roster.running):
+            if not request.is_background:
+                break
+            chosen.append(request)
+            for page in cache.table(request):
+                given_up[page] += 1
+                num_pages -= given_up[page] == cache.pool.ref_counts[page]
+            if num_pages <= 0:
+                return chosen
+        return []
 
     def _has_prompt(self, unplaced: Request | None) -> bool:
         """Whether a request that is no background work has prompt tokens to compute in this step."""

@@ -37,13 +37,14 @@ class Planner:
         self._clock = clock
         self._lost: dict[Request, int] = {}  # tokens a preempted request had computed, until it has them again
         self._unplaced: Request | None = None  # head of the queue for which there were no pages in the last step
-        self._gave_way: Request | None = None  # preempted for another tenant in this step
+        self._num_missing = 0  # pages that were missing for it
+        self._gave_way: set[Request] = set()  # preempted for a waiting request in this step
         self._background = BackgroundWatch(limits, roster, clock=clock)
 
     def make_way(self) -> None:
         """Where the tenant that is due finds no row or no pages, preempt one request of a tenant with too many."""
         roster = self._roster
-        self._gave_way = None
+        self._gave_way.clear()
         if not roster.waiting.is_contended or not roster.waiting:
             return
         head = roster.waiting.peek()
@@ -52,7 +53,8 @@ class Planner:
         victim = roster.waiting.victim(head, roster.running)
         if victim is not None:
             self._preempt(victim)
-            self._unplaced, self._gave_way = None, victim
+            self._unplaced = None
+            self._gave_way.add(victim)
 
     def begin(self, step: int) -> Decision:
         """An empty decision with the step's token budget."""
@@ -97,7 +99,7 @@ class Planner:
                     if self._lost or request.num_computed_tokens < request.num_prompt_tokens:
                         self._count(decision, request, request.num_computed_tokens, num_tokens)
                     decision.extend(request, num_tokens, allocation)
-            if num_wanted > num_tokens:
+            if num_wanted > num_tokens and not (is_background and budget.is_paused):
                 decision.num_reserved_pages += self._num_pages_to_come(request)
 
     def admit(self, decision: Decision) -> None:
@@ -106,8 +108,17 @@ class Planner:
         decision.budget.release(decision.budget.held)
         self._unplaced = None
         while roster.waiting and roster.has_free_row and not decision.is_short_of_pages:
-            if not self._start(decision, roster.waiting.peek()):
+            if self._start(decision, roster.waiting.peek()):
+                continue
+            if not self._num_missing or not decision.budget.is_paused:
                 return
+            # While background work is paused none of it is in the step, and it makes room at once.
+            victims = self._background.holders_of(self._num_missing, self._cache)
+            if not victims:
+                return
+            for victim in victims:
+                self._preempt(victim)
+            self._gave_way.update(victims)
         if roster.waiting and decision.is_short_of_pages:
             self._unplaced = roster.waiting.peek()
 
@@ -145,8 +156,9 @@ class Planner:
 
     def _start(self, decision: Decision, request: Request) -> bool:
         """Start the request at the head of the queue, if the budget has a token and its whole prefill has pages."""
+        self._num_missing = 0
         # Preempted a moment ago: its last token, or the end of its last chunk, arrives with the step under way.
-        if request.num_in_flight or request is self._gave_way:
+        if request.num_in_flight or request in self._gave_way:
             return False
         cache, parent, num_spare = self._cache, self._fork_parent(request), self._num_spare_pages(decision)
         if parent is not None:
@@ -162,7 +174,7 @@ class Planner:
             num_tokens = decision.budget.limit(num_tokens)
         is_cut = self._limits.whole_prompts and num_tokens < num_wanted
         if not num_tokens or is_cut or cost > num_spare:
-            self._unplaced = request if cost > num_spare else None
+            self._unplaced, self._num_missing = (request if cost > num_spare else None), max(0, cost - num_spare)
             return False
         if parent is not None:
             cache.fork(parent, request)

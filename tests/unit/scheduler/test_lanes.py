@@ -62,6 +62,44 @@ def test_it_waits_behind_everybody_and_hands_over_its_row(sim, prompt, backgroun
     s.verify()
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+def test_it_hands_over_all_the_pages_that_a_prompt_needs_in_one_step(sim, prompt, background, overlap):
+    """N9: whoever comes waits for one step, not for one more per request that holds pages."""
+    s = sim(num_pages=20, page_size=8, max_num_batched_tokens=256, max_prefill_tokens_mixed=128, overlap=overlap)
+    for _ in range(3):
+        background(s, length=40, max_tokens=8)
+    for _ in range(3):
+        s.step()
+    s.add(prompt(99, 100), max_tokens=4, name="asked")
+    assert scheduled(s, s.step()) == {"asked": 100} and s.scheduler.stats().preemptions >= 2
+    s.run()
+    s.verify()
+
+
+def test_it_keeps_pages_that_would_not_be_enough(sim, prompt, background):
+    """Work is thrown away only where somebody can begin for it."""
+    s = sim(num_pages=20, page_size=8, max_num_batched_tokens=256, max_prefill_tokens_mixed=128)
+    s.add(prompt(98, 100), max_tokens=20)
+    s.step()
+    background(s, length=10, max_tokens=8)
+    s.step()
+    s.add(prompt(99, 100), max_tokens=4)
+    s.step()
+    assert s.scheduler.stats().preemptions == 0
+    s.run()
+    s.verify()
+
+
+def test_the_rest_of_its_long_prompt_is_not_kept_free_for_it(sim, prompt, background):
+    s = sim(num_pages=20, page_size=8, max_num_batched_tokens=32, max_prefill_tokens_mixed=32)
+    background(s, length=140, max_tokens=8)
+    s.step()
+    s.add(prompt(99, 60), max_tokens=4, name="asked")
+    assert scheduled(s, s.step()) == {"asked": 32} and s.scheduler.stats().preemptions == 0
+    s.run()
+    s.verify()
+
+
 def test_it_hands_over_its_pages(sim, prompt, background):
     s = sim(num_pages=20, page_size=8, max_num_batched_tokens=256, max_prefill_tokens_mixed=128)
     for _ in range(3):
