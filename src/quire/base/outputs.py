@@ -96,6 +96,14 @@ class CompletionOutput:
         return self.finish_reason is not None
 
 
+@dataclass(slots=True)
+class DeltaOutput(CompletionOutput):
+    """What is new of a sample; several steps are one delta where the reader lags."""
+
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+    """Characters and tokens of each step that brought text, in order; at the end tokens that brought none."""
+
+
 @dataclass(slots=True, kw_only=True)
 class RequestOutput:
     """A request's prompt and its samples."""

@@ -8,10 +8,19 @@ processes.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-from quire.base.outputs import CompletionOutput, FinishReason, Logprob, RequestMetrics, RequestOutput, TokenOutput
+from quire.base.outputs import (
+    CompletionOutput,
+    DeltaOutput,
+    FinishReason,
+    Logprob,
+    RequestMetrics,
+    RequestOutput,
+    TokenOutput,
+)
 from quire.engine.requests import PreparedRequest
 from quire.text.detokenizer import Detokenizer
 from quire.text.logprobs import to_logprobs
@@ -31,17 +40,28 @@ class _Held:
     text: list[str] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
-    num_covered: int = 0
-    """Tokens up to the last one that brought text: those behind it belong to text that is held back."""
+    ends: list[int] = field(default_factory=list)
+    """For each piece of the text, how many of the tokens there were when it was shown."""
     joined: str = ""
     """The first `num_joined` pieces of the text, so that reading every step does not join them all each time."""
     num_joined: int = 0
 
     def split_off_uncovered(self) -> _Held:
         """Take away the tokens whose text is still held back, for the next delta; returns them."""
-        rest = _Held(token_ids=self.token_ids[self.num_covered :], logprobs=self.logprobs[self.num_covered :])
-        del self.token_ids[self.num_covered :], self.logprobs[self.num_covered :]
+        covered = self.ends[-1] if self.ends else 0
+        rest = _Held(token_ids=self.token_ids[covered:], logprobs=self.logprobs[covered:])
+        del self.token_ids[covered:], self.logprobs[covered:]
         return rest
+
+    def show(self, text: str) -> None:
+        """Add a piece of text; it belongs to the tokens since the piece before."""
+        self.text.append(text)
+        self.ends.append(len(self.token_ids))
+
+    def pieces(self) -> list[tuple[int, int]]:
+        """Characters and tokens of each piece, and of the tokens behind the last."""
+        counts = [end - start for start, end in itertools.pairwise([0, *self.ends, len(self.token_ids)])]
+        return [pair for pair in zip([*map(len, self.text), 0], counts, strict=True) if any(pair)]
 
     def first_pieces(self, count: int) -> str:
         """The text of the first `count` pieces."""
@@ -145,19 +165,19 @@ class SampleCollector:
             waits_for_text = self._params.logprobs is not None and self.finish_reason is None
             waits_for_text = waits_for_text and self._detokenizer is not None
             self._held = held.split_off_uncovered() if waits_for_text else _Held()
-            return self._output(held)
+            return self._output(held, DeltaOutput, pieces=held.pieces())
         if self.finish_reason is None:
             return OutputSoFar.of(held, index=self.index, cumulative_logprob=self._total_logprob())
         if self._whole is None:
-            self._whole = self._output(held)
+            self._whole = self._output(held, CompletionOutput)
         return self._whole
 
     def discard(self) -> None:
         """Let go of what nobody will take."""
         self._held, self.untaken_bytes = _Held(), 0
 
-    def _output(self, held: _Held) -> CompletionOutput:
-        return CompletionOutput(
+    def _output(self, held: _Held, kind: type[CompletionOutput], **more: Any) -> CompletionOutput:
+        return kind(
             index=self.index,
             text="".join(held.text),
             token_ids=held.token_ids,
@@ -165,6 +185,7 @@ class SampleCollector:
             logprobs=held.logprobs if self._params.logprobs is not None else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
+            **more,
         )
 
     def _total_logprob(self) -> float | None:
@@ -189,8 +210,7 @@ class SampleCollector:
     def _add_checked(self, text: str) -> bool:
         shown, matched = self._stops.push(text)
         if shown:
-            self._held.text.append(shown)
-            self._held.num_covered = len(self._held.token_ids)
+            self._held.show(shown)
         if matched is None:
             return False
         self.finish_reason, self.stop_reason = FinishReason.STOP.value, matched
@@ -198,7 +218,7 @@ class SampleCollector:
 
     def _finish(self, output: TokenOutput) -> None:
         if self._detokenizer is not None and not self._add_checked(self._detokenizer.flush()):
-            self._held.text.append(self._stops.flush())
+            self._held.show(self._stops.flush())
         if self.finish_reason is None and output.finish_reason is not None:
             reason = output.finish_reason
             self.finish_reason = (FinishReason.STOP if reason is FinishReason.COMPLETE else reason).value

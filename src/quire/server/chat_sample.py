@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from msgspec import UNSET, UnsetType
 
-from quire.base.outputs import CompletionOutput
+from quire.base.outputs import CompletionOutput, DeltaOutput
 from quire.protocol.chat import (
     ChatChoice,
     ChoiceLogprobs,
@@ -99,21 +99,27 @@ class EventReader:
         """Whether the end of a sample may bring text that came before."""
         return self._parser is not None
 
-    def read(self, text: str, num_tokens: int, *, ends: bool) -> list[Event]:
-        """What more text means, neighbouring pieces of one kind as one; `num_tokens` came with it."""
-        self._num_unclassified += num_tokens
+    def read(self, output: CompletionOutput, *, ends: bool) -> list[Event]:
+        """What a delta means, neighbouring pieces of one kind as one."""
         if self._parser is None:
-            return [ContentText(text)] if text else []
-        events = self._parser.push(text) if text else []
+            return [ContentText(output.text)] if output.text else []
+        events: list[Event] = []
+        for text, num_tokens in _pieces(output):
+            self._num_unclassified += num_tokens
+            events += self._counted(self._parser.push(text) if text else [])
         if ends:
-            events += self._parser.finish()
+            events += self._counted(self._parser.finish())
+        if self._takes_one_call:
+            events = [event for event in events if getattr(event, "index", 0) == 0]
+        return merged(events)
+
+    def _counted(self, events: list[Event]) -> list[Event]:
+        """The events of one step; its tokens, and those before it that showed nothing, are of the first one's kind."""
         if events:
             if isinstance(events[0], ReasoningText):
                 self.reasoning_tokens += self._num_unclassified
             self._num_unclassified = 0
-        if self._takes_one_call:
-            events = [event for event in events if getattr(event, "index", 0) == 0]
-        return merged(events)
+        return events
 
 
 class SampleReader:
@@ -147,7 +153,7 @@ class SampleReader:
         if isinstance(output, FilteredOutput):
             self._see(output.events, output.reasoning_tokens)
             return [ReadEvent(event, Piece("")) for event in output.events], ends
-        events = self._events.read(piece.text if piece is not None else "", len(output.token_ids), ends=ends)
+        events = self._events.read(output, ends=ends) if was_open else []
         self._see(events, self._events.reasoning_tokens)
         if piece is None and not (ends and self._events.holds_text):
             return [], ends
@@ -284,6 +290,15 @@ class ChatSample:
 
     def _token_ids(self, piece: Piece) -> list[int] | UnsetType:
         return piece.token_ids if self._options.returns_token_ids else UNSET
+
+
+def _pieces(output: CompletionOutput) -> Iterator[tuple[str, int]]:
+    """The text of each step in a delta and its number of tokens, as they were before a lagging reader made them one."""
+    sizes = output.pieces if isinstance(output, DeltaOutput) else [(len(output.text), len(output.token_ids))]
+    start = 0
+    for num_characters, num_tokens in sizes:
+        yield output.text[start : start + num_characters], num_tokens
+        start += num_characters
 
 
 def merged(events: list[Event]) -> list[Event]:

@@ -62,6 +62,24 @@ def _entries(output):
     return [list(entry.values()) for entry in output.logprobs]
 
 
+def test_a_merged_delta_tells_of_its_steps(collect, say):
+    """What a text is read as must not depend on how fast it is taken."""
+    request = collect(delta=True, stop=["two, never said"])
+    sizes = []
+    for piece in ("one ", "and ", "two", " three"):
+        request.push(say(request, piece))
+    merged = request.take().outputs[0]
+    assert merged.text == "one and two three"
+    assert sum(characters for characters, _ in merged.pieces) == len(merged.text)
+    assert sum(tokens for _, tokens in merged.pieces) == len(merged.token_ids)
+    alone = collect(delta=True, stop=["two, never said"])
+    for piece in ("one ", "and ", "two", " three"):
+        for token_id in say(alone, piece).token_ids:
+            alone.push(say(alone, [token_id]))
+            sizes += alone.take().outputs[0].pieces
+    assert [size for size in sizes if size[0]] == merged.pieces
+
+
 def test_a_whole_output_stays_as_it_was_when_more_comes(collect, say):
     """S48: an output someone keeps does not change under them."""
     request = collect(logprobs=1)

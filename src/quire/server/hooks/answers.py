@@ -46,7 +46,7 @@ class FilteredChoice:
             HookRejectedError: a filter ends the answer. HookFailedError, HookTimeoutError: one did not answer.
         """
         ends = output.finish_reason is not None
-        for event in self._reader.read(output.text, len(output.token_ids), ends=ends):
+        for event in self._reader.read(output, ends=ends):
             if not self.is_stopped:
                 await self._pass_event(event)
         if ends and not self.is_stopped:
