@@ -2,10 +2,14 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+_HERE = str(Path(__file__).parent)
+if _HERE not in sys.path:
+    sys.path.insert(0, _HERE)  # for what tests of several folders import
 ASSETS = Path(__file__).resolve().parent.parent / "src" / "quire" / "assets"
 
 

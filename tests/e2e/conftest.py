@@ -278,11 +278,3 @@ def live_server() -> Iterator[LiveServer]:
     server = LiveServer().wait_ready()
     yield server
     assert server.stop() == 0, server.output
-
-
-@pytest.fixture(scope="session")
-def thinking_server() -> Iterator[LiveServer]:
-    """A server of the built-in model that tells reasoning apart; left by every test as it was found."""
-    server = LiveServer("--reasoning-parser", "think").wait_ready()
-    yield server
-    assert server.stop() == 0, server.output
