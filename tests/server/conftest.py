@@ -19,6 +19,7 @@ from quire.base.config import ServerConfig
 from quire.base.errors import ContextLengthError, EngineDeadError, InvalidRequestError, OverloadedError
 from quire.base.metrics import EngineStats
 from quire.base.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from quire.base.request import BACKGROUND_PRIORITY
 from quire.base.sampling import SamplingParams, check_token_ids
 from quire.engine.info import EngineInfo
 from quire.engine.text_front import TextFront
@@ -148,6 +149,11 @@ class _FakeRequests:
 
     def __len__(self) -> int:
         return len(self._engine.open)
+
+    @property
+    def num_foreground(self) -> int:
+        priorities = {request.request_id: request.priority for request in self._engine.submitted}
+        return sum(priorities.get(name, 0) < BACKGROUND_PRIORITY for name in self._engine.open)
 
 
 class FakeEngine:

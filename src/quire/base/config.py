@@ -226,6 +226,14 @@ class ServerConfig:
     tool_call_parser: str = option("auto", "How the model writes tool calls; auto reads it off the chat template.")
     reasoning_parser: str = option("auto", "How the model marks its reasoning; auto reads it off the chat template.")
     files_dir: str | None = option(None, "Folder for uploaded files and batches; without it there are none.")
+    files_quota_bytes: int | None = option(
+        20 * 2**30, "Bytes all files, and results not yet in one, may take together.", low=1, flag=False
+    )
+    files_tenant_quota_bytes: int | None = option(None, "The same for the files of one tenant.", low=1, flag=False)
+    files_retention_days: int | None = option(
+        30, "Days a file stays that was not given a time of its own; null keeps it until it is deleted.",
+        low=1, flag=False
+    )  # fmt: skip
     request_timeout: float | None = option(None, "Seconds any request may take, queue included.", low=0.001)
     max_body_bytes: int = option(32 * 2**20, "Longest body of a request, in bytes.", low=1024, flag=False)
     max_connections: int = option(

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from quire.base.errors import InvalidRequestError, OverloadedError, QuireError, StepError, error_class
 from quire.base.outputs import FinishReason, RequestMetrics, RequestOutput, TokenOutput
+from quire.base.request import BACKGROUND_PRIORITY
 from quire.engine.collector import RequestCollector, SampleCollector
 from quire.engine.info import EngineObserver
 from quire.engine.messages import AbortMessage
@@ -92,6 +93,12 @@ class OpenRequests:
 
     def __len__(self) -> int:
         return len(self._open)
+
+    @property
+    def num_foreground(self) -> int:
+        """How many of them are no background work."""
+        engines = (opened.collector.prepared.engine for opened in self._open.values())
+        return sum(engine.priority < BACKGROUND_PRIORITY for engine in engines)
 
     def stalled_seconds(self) -> float:
         """Seconds without a step while the engine owes some request anything; 0 when it owes none."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-BATCH_ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
-"""Endpoints whose requests a batch may hold."""
+from quire.protocol.responses import InputTokensDetails, Metadata, OutputTokensDetails, ResponsesUsage
 
-MAX_METADATA = 16
+TEXT_ENDPOINTS = ("/v1/chat/completions", "/v1/completions")
+"""Endpoints whose requests `quire run-batch` answers."""
+EMBEDDINGS_ENDPOINT, RESPONSES_ENDPOINT = "/v1/embeddings", "/v1/responses"
+BATCH_ENDPOINTS = (*TEXT_ENDPOINTS, RESPONSES_ENDPOINT, EMBEDDINGS_ENDPOINT)
+"""Endpoints whose requests a batch of the server may hold."""
+
+MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 30 * 86400
+"""How long a file may be asked to stay."""
 
 
 class FileObject(msgspec.Struct, kw_only=True):
@@ -47,13 +53,22 @@ class FileDeleted(msgspec.Struct, kw_only=True):
     object: str = "file"
 
 
+class ExpiresAfter(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """How long files stay that a batch writes."""
+
+    anchor: Literal["created_at"]
+    """Of the file, not of the batch."""
+    seconds: Annotated[int, Meta(ge=MIN_EXPIRY_SECONDS, le=MAX_EXPIRY_SECONDS)]
+
+
 class CreateBatch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """The body of `POST /v1/batches`."""
 
     input_file_id: Annotated[str, Meta(min_length=1, max_length=256)]
     endpoint: str
     completion_window: str = "24h"
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
+    output_expires_after: ExpiresAfter | None = None
 
 
 class BatchError(msgspec.Struct, kw_only=True):
@@ -70,6 +85,47 @@ class BatchErrors(msgspec.Struct, kw_only=True):
 
     data: list[BatchError]
     object: str = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of a line's answer, or of all of them so far."""
+
+    input: int = 0
+    cached: int = 0
+    output: int = 0
+    reasoning: int = 0
+
+    @classmethod
+    def of(cls, body: Any) -> TokenCounts:
+        """What an answer says it took, in the spelling of any of the endpoints; nothing for an error."""
+        usage = body.get("usage") if isinstance(body, dict) else None
+        if not isinstance(usage, dict):
+            return cls()
+
+        def count(*names: str) -> int:
+            return next((usage[name] for name in names if name in usage), 0)
+
+        def detail(name: str, *parts: str) -> int:
+            return next((usage[part].get(name, 0) for part in parts if usage.get(part)), 0)
+
+        return cls(
+            input=count("prompt_tokens", "input_tokens"),
+            cached=detail("cached_tokens", "prompt_tokens_details", "input_tokens_details"),
+            output=count("completion_tokens", "output_tokens"),
+            reasoning=detail("reasoning_tokens", "completion_tokens_details", "output_tokens_details"),
+        )
+
+    @property
+    def usage(self) -> ResponsesUsage:
+        """The counts as a batch shows them."""
+        return ResponsesUsage(
+            input_tokens=self.input,
+            input_tokens_details=InputTokensDetails(self.cached),
+            output_tokens=self.output,
+            output_tokens_details=OutputTokensDetails(self.reasoning),
+            total_tokens=self.input + self.output,
+        )
 
 
 class RequestCounts(msgspec.Struct, kw_only=True):
@@ -101,7 +157,10 @@ class BatchObject(msgspec.Struct, kw_only=True):
     cancelling_at: int | None = None
     cancelled_at: int | None = None
     request_counts: RequestCounts = msgspec.field(default_factory=RequestCounts)
-    metadata: dict[str, str] | None = None
+    usage: ResponsesUsage = msgspec.field(default_factory=lambda: TokenCounts().usage)
+    model: str | None = None
+    """Set where all lines name the same one."""
+    metadata: Metadata | None = None
     object: str = "batch"
 
 
@@ -136,7 +195,7 @@ class BatchRequest:
         return self.custom_id if self.custom_id is not None else self.result_id
 
 
-def parse_request(text: str | bytes, line: int, routes: Collection[str] = BATCH_ENDPOINTS) -> BatchRequest:
+def parse_request(text: str | bytes, line: int, routes: Collection[str] = TEXT_ENDPOINTS) -> BatchRequest:
     """One line as a request; what is wrong with it goes into `problem`, nothing is raised."""
     try:
         data = json.loads(text)

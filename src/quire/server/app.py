@@ -21,6 +21,7 @@ from quire.server import openapi
 from quire.server.admission import Admission
 from quire.server.auth import AdminGuardMiddleware, GuardMiddleware
 from quire.server.batches.database import Database
+from quire.server.batches.files import StorageLimits
 from quire.server.batches.inner_call import InnerApp
 from quire.server.batches.runner import BatchRunner
 from quire.server.errors import install_handlers
@@ -91,9 +92,14 @@ def create_app(engine: AsyncEngine | None, config: ServerConfig) -> FastAPI:
     install_handlers(app)
     app.openapi = lambda: openapi.describe(app)  # type: ignore[method-assign]
     if config.files_dir is not None:
-        state.batches = BatchRunner(
-            Database(Path(config.files_dir)), InnerApp(app, tenants.accounts), lambda: state.engine
+        limits = StorageLimits(
+            total_bytes=config.files_quota_bytes,
+            tenant_bytes=config.files_tenant_quota_bytes,
+            retention_seconds=None if config.files_retention_days is None else config.files_retention_days * 86400,
         )
+        inner = InnerApp(app, tenants.accounts)
+        state.batches = BatchRunner(Database(Path(config.files_dir)), inner, lambda: state.engine, limits=limits)
+        metrics.registry.register(state.batches.progress)
     app.add_middleware(PrefixMiddleware, root_path=config.root_path)
     paths = (chat.PATH, completions.PATH, responses.PATH, messages.PATH)
     app.add_middleware(

@@ -5,6 +5,8 @@
     ├── HostRefusedError              a Host header outside the allow-list of a server without keys
     ├── HeadersTooLargeError          too many header lines or bytes
     ├── BodyTooLargeError             a body over the cap
+    ├── StorageQuotaError             files that would be more than their owner, or all, may have
+    ├── StorageFullError              a disk without room for what should be kept
     ├── MediaTypeError                a body that does not call itself JSON
     ├── MalformedHttpError            bytes that are no HTTP request
     ├── SlowRequestError              a request that did not arrive in time
@@ -92,6 +94,14 @@ class NotReadyError(HttpRefusalError):
         self.retry_after = retry_after
 
 
+class StorageQuotaError(HttpRefusalError):
+    """The files of a tenant, or of all, would be larger than allowed."""
+
+
+class StorageFullError(HttpRefusalError):
+    """The disk, or the server's share of it, has no room for what should be kept."""
+
+
 class StoredObjectNotFoundError(InvalidRequestError):
     """There is no file or batch of that id, or it belongs to somebody else."""
 
@@ -143,6 +153,8 @@ TABLE: dict[type[Exception], ErrorRule] = {
     HostRefusedError: ErrorRule(403, INVALID, "host_not_allowed"),
     HeadersTooLargeError: ErrorRule(431, INVALID, "headers_too_large"),
     BodyTooLargeError: ErrorRule(413, INVALID, "body_too_large"),
+    StorageQuotaError: ErrorRule(413, INVALID, "storage_quota_exceeded"),
+    StorageFullError: ErrorRule(507, SERVER, "storage_full", NO_RETRY),
     MediaTypeError: ErrorRule(415, INVALID, "unsupported_media_type"),
     MalformedHttpError: ErrorRule(400, INVALID, "invalid_http"),
     SlowRequestError: ErrorRule(408, "timeout_error", "request_not_received"),

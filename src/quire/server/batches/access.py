@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 
 from quire.base.errors import InvalidRequestError
+from quire.server.batches.pages import PageQuery
 from quire.server.batches.runner import BatchRunner
 from quire.server.errors import HostRefusedError
 from quire.server.state import account_of, state_of
 
-DEFAULT_PAGE, MAX_PAGE = 100, 10_000
-LIST_QUERY: dict[str, dict[str, Any]] = {
-    "limit": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
-    "after": {"type": "string"},
-    "order": {"enum": ["asc", "desc"], "default": "desc"},
-}
-"""What a list takes in its query, as JSON schemas; `page_of` reads it."""
 
+@dataclass(frozen=True, slots=True)
+class PageSize:
+    """How many items a list shows when nothing is asked for, and at most."""
 
-class _Stored(Protocol):
-    id: str
+    default: int
+    most: int
 
-
-T = TypeVar("T", bound=_Stored)
+    @property
+    def query(self) -> dict[str, dict[str, Any]]:
+        """What such a list takes in its query, as JSON schemas; `page_query` reads it."""
+        return {
+            "limit": {"type": "integer", "minimum": 1, "maximum": self.most, "default": self.default},
+            "after": {"type": "string"},
+            "order": {"enum": ["asc", "desc"], "default": "desc"},
+        }
 
 
 def batches_of(request: Request) -> BatchRunner:
@@ -50,26 +53,20 @@ def refuse_foreign_origin(request: Request) -> None:
         raise HostRefusedError("uploads from this origin are not allowed; add it with --allowed-origins")
 
 
-def page_of(request: Request, items: Sequence[T]) -> tuple[list[T], bool]:
-    """The part of a list, given oldest first, that `limit`, `after` and `order` ask for, and whether there is more.
+def page_query(request: Request, size: PageSize) -> PageQuery:
+    """The part of a list that `limit`, `after` and `order` ask for.
 
     Raises:
         InvalidRequestError: a limit that is no number or out of range, or another order than asc and desc.
     """
     query = request.query_params
-    order, after, text = query.get("order", "desc"), query.get("after"), query.get("limit", str(DEFAULT_PAGE))
+    order, text = query.get("order", "desc"), query.get("limit", str(size.default))
     if order not in ("asc", "desc"):
         raise InvalidRequestError(f"order is {order[:16]!r}; allowed: asc, desc", param="order")
     limit = whole_number(text)
-    if limit is None or not 1 <= limit <= MAX_PAGE:
-        raise InvalidRequestError(f"limit must be from 1 to {MAX_PAGE}, found {text[:16]!r}", param="limit")
-    ordered = list(items) if order == "asc" else list(reversed(items))
-    if after is not None:
-        places = [place for place, item in enumerate(ordered) if item.id == after]
-        if not places:
-            raise InvalidRequestError(f"after names no item of this list: {after[:80]!r}", param="after")
-        ordered = ordered[places[0] + 1 :]
-    return ordered[:limit], len(ordered) > limit
+    if limit is None or not 1 <= limit <= size.most:
+        raise InvalidRequestError(f"limit must be from 1 to {size.most}, found {text[:16]!r}", param="limit")
+    return PageQuery(limit=limit, after=query.get("after"), is_ascending=order == "asc")
 
 
 def whole_number(text: str) -> int | None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from quire.base.errors import ConfigError
+from quire.server.errors import StorageFullError
 
 OPEN_STATES = ("validating", "in_progress", "finalizing", "cancelling")
 """A batch in another state is over."""
+IS_OPEN = f"status IN ({', '.join(repr(state) for state in OPEN_STATES)})"
+"""The same as a condition on a row of `batches`."""
 
-_SCHEMA = """
+_MIGRATIONS = (
+    """
 CREATE TABLE IF NOT EXISTS files (
     number INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, owner TEXT NOT NULL, filename TEXT NOT NULL,
     purpose TEXT NOT NULL, bytes INTEGER NOT NULL, created_at INTEGER NOT NULL, expires_at INTEGER);
@@ -26,9 +31,46 @@ CREATE TABLE IF NOT EXISTS batches (
 CREATE TABLE IF NOT EXISTS results (
     batch_id TEXT NOT NULL, line INTEGER NOT NULL, is_failure INTEGER NOT NULL, result BLOB NOT NULL,
     PRIMARY KEY (batch_id, line)) WITHOUT ROWID;
-"""
+""",
+    f"""
+ALTER TABLE batches ADD COLUMN output_lifetime INTEGER;
+ALTER TABLE batches ADD COLUMN completed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN failed INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN result_bytes INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN input_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN cached_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN output_tokens INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE batches ADD COLUMN reasoning_tokens INTEGER NOT NULL DEFAULT 0;
+UPDATE batches SET
+    completed = (SELECT COUNT(*) FROM results WHERE batch_id = batches.id AND NOT is_failure),
+    failed = (SELECT COUNT(*) FROM results WHERE batch_id = batches.id AND is_failure);
+UPDATE batches SET result_bytes = (SELECT COALESCE(SUM(LENGTH(result)), 0) FROM results WHERE batch_id = batches.id)
+    WHERE {IS_OPEN};
+CREATE INDEX files_by_owner ON files (owner, number);
+CREATE INDEX files_by_expiry ON files (expires_at) WHERE expires_at IS NOT NULL;
+CREATE INDEX batches_by_owner ON batches (owner, number);
+CREATE INDEX batches_by_status ON batches (status, number);
+CREATE INDEX batches_by_input ON batches (input_file_id);
+""",
+)
+"""What makes a folder of one version one of the next; `PRAGMA user_version` counts how many it has had."""
 
 Row = tuple[Any, ...]
+
+
+@contextmanager
+def storage_errors() -> Iterator[None]:
+    """Turn what a full disk raises in the block, from files or from SQLite, into StorageFullError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StorageFullError("the server's disk is full; delete files, or try again later") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_FULL:  # the low byte is the primary code
+            raise
+        raise StorageFullError("the server's disk is full; delete files, or try again later") from error
 
 
 class Database:
@@ -61,7 +103,7 @@ class Database:
             resources.callback(connection.close)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
-            connection.executescript(_SCHEMA)
+            _migrate(connection, folder)
             return connection, resources.pop_all()
 
     def close(self) -> None:
@@ -80,35 +122,46 @@ class Database:
             return row
 
     def all(self, query: str, *values: Any) -> list[Row]:
-        """Every row."""
+        """Every row; for queries that bound their number."""
         with self._lock:
             return self._connection.execute(query, values).fetchall()
 
-    def each(self, query: str, *values: Any) -> Iterable[Row]:
-        """Row after row; for the holder of `locked`."""
-        return self._connection.execute(query, values)
-
-    def write(self, statement: str, *values: Any) -> None:
-        """Run a statement; for the holder of a transaction."""
-        self._connection.execute(statement, values)
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """No other thread uses the database while the block runs."""
-        with self._lock:
-            yield
+    def write(self, statement: str, *values: Any) -> int:
+        """Run a statement and return how many rows it changed; for the holder of a transaction."""
+        return self._connection.execute(statement, values).rowcount
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All that the block writes, or nothing; a block within another is part of it."""
+        """All that the block writes, or nothing; a block within another is part of it.
+
+        Raises:
+            StorageFullError: when the disk is full; nothing was written then.
+        """
         with self._lock:
             if self._connection.in_transaction:
                 yield
                 return
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
+            with storage_errors():
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield
+                    self._connection.execute("COMMIT")
+                except BaseException:
+                    self._roll_back()
+                    raise
+
+    def _roll_back(self) -> None:
+        if self._connection.in_transaction:  # SQLite has rolled back some failures itself
+            self._connection.execute("ROLLBACK")
+
+
+def _migrate(connection: sqlite3.Connection, folder: Path) -> None:
+    """Bring the folder to this version's layout, each step all or nothing; raises ConfigError for a newer one."""
+    (done,) = connection.execute("PRAGMA user_version").fetchone()
+    if done > len(_MIGRATIONS):
+        raise ConfigError(
+            f"{folder} was written by a newer version (layout {done}, known here: {len(_MIGRATIONS)}); give this one "
+            f"a --files-dir of its own"
+        )
+    for number, script in enumerate(_MIGRATIONS[done:], done + 1):
+        connection.executescript(f"BEGIN IMMEDIATE;{script}PRAGMA user_version = {number};COMMIT;")

@@ -38,6 +38,11 @@ class InnerApp:
         self._accounts = accounts
         self._routes = ExceptionMiddleware(AsyncExitStackMiddleware(app.router), handlers=app.exception_handlers)
 
+    def weight_of(self, owner: str) -> float:
+        """A tenant's weight against those of others; 1 for one that is no longer served."""
+        account = self._accounts.get(owner)
+        return 1.0 if account is None else account.tenant.weight
+
     async def post(self, path: str, body: dict[str, Any], *, owner: str) -> InnerAnswer:
         """Send a tenant's JSON body to a route and wait for its whole answer; cancelling ends the request."""
         account = self._accounts.get(owner)

@@ -1,73 +1,71 @@
-"""Works batches off behind interactive requests: oldest batch first, each line through the server's own routes.
+"""Takes batches through their states, behind interactive requests: one worker for each tenant that has open ones.
 
-A line's result is in the database before the line counts as done, so after a kill the next start goes on with the lines
-that have none: every line gets exactly one. Lines run at the lowest priority, and only a few at once while anybody else
-uses the engine.
+A tenant's batches run one after the other, those of several tenants beside each other, their lines in turns by weight.
+After a kill the next start goes on where this one was: with the lines that have no result, or with writing the files.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from http import HTTPStatus
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from quire.base.request import BACKGROUND_PRIORITY
-from quire.protocol.batches import (
-    BatchError,
-    BatchErrors,
-    BatchObject,
-    BatchRequest,
-    failure_of,
-    parse_request,
-    result_of,
-)
+from quire.protocol.batches import BatchError, BatchErrors, BatchObject, RequestCounts, failure_of
 from quire.server.batches.database import OPEN_STATES, Database
-from quire.server.batches.files import FileStore
+from quire.server.batches.files import FileStore, StorageLimits
 from quire.server.batches.inner_call import InnerApp
+from quire.server.batches.lines import MAX_WAIT_SECONDS, LineAnswerer
+from quire.server.batches.progress import BatchProgress
+from quire.server.batches.reading import BatchInput, InputMissingError
+from quire.server.batches.results import LineResult, ResultStore
 from quire.server.batches.store import BatchStore
+from quire.server.errors import StorageFullError
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
 logger = logging.getLogger(__name__)
 
-MAX_LINES = 50_000
-MAX_ERRORS = 100
-"""Lines whose faults are reported when a batch is refused."""
-
-MAX_WAIT_SECONDS = 30.0
-IDLE_SHARE, BUSY_SHARE = 2, 16
-"""A batch uses the engine's rows divided by this: while nobody else has an open request, and while somebody does."""
-
-POLL_SECONDS = 0.05
+SWEEP_SECONDS = 60.0
+"""How often files that are over are looked for."""
+_LINES_AT_ONCE = 256
 
 
 class BatchRunner:
-    """The one worker of a server's batches."""
+    """The files and batches of a server, and the work on them."""
 
-    def __init__(self, database: Database, inner: InnerApp, engine: Callable[[], AsyncEngine | None]) -> None:
-        self.files = FileStore(database)
-        self.batches = BatchStore(database, self.files)
+    def __init__(
+        self,
+        database: Database,
+        inner: InnerApp,
+        engine: Callable[[], AsyncEngine | None],
+        *,
+        limits: StorageLimits | None = None,
+    ) -> None:
+        self.files = FileStore(database, limits)
+        self.results = ResultStore(database)
+        self.batches = BatchStore(database, self.files, self.results)
         self.database = database
-        self._inner = inner
-        self._engine = engine
+        self.progress = BatchProgress()
+        self.lines = LineAnswerer(self.results, inner, engine=engine, progress=self.progress)
         self._news = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._workers: dict[str, asyncio.Task[None]] = {}
         self._cancelled: set[str] = set()
 
     def start(self) -> None:
         """Begin with what an earlier run left open."""
-        self._task = asyncio.create_task(self._run())
+        self._tasks = {asyncio.create_task(self._run()), asyncio.create_task(self._sweep())}
 
     async def stop(self) -> None:
         """Stop; lines under way have no result and run again after the next start."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        tasks = [*self._tasks, *self._workers.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self.database.close)
 
     def wake(self) -> None:
@@ -80,145 +78,104 @@ class BatchRunner:
         self._news.set()
 
     async def _run(self) -> None:
+        """See to it that everybody with an open batch has a worker."""
         while True:
             self._news.clear()
-            batch = await asyncio.to_thread(self.batches.next_open)
-            if batch is None:
-                await self._news.wait()
-                continue
+            for owner in await asyncio.to_thread(self.batches.open_owners):
+                if owner not in self._workers:
+                    self._workers[owner] = task = asyncio.create_task(self._work_for(owner))
+                    task.add_done_callback(partial(self._worker_ended, owner))
+            await self._news.wait()
+
+    def _worker_ended(self, owner: str, _: asyncio.Task[None]) -> None:
+        del self._workers[owner]
+        self._news.set()  # a batch may have come while it was ending
+
+    async def _work_for(self, owner: str) -> None:
+        """Take the batches of a tenant to their ends, the oldest first."""
+        while (batch := await asyncio.to_thread(self.batches.next_open, owner)) is not None:
             try:
-                await self._advance(batch)
-            except FileNotFoundError:
-                await asyncio.to_thread(self._fail, batch)  # no other day will bring the input back
+                await self._advance(batch, owner)
+            except InputMissingError as error:
+                await asyncio.to_thread(self._fail, batch, str(error))
+            except StorageFullError as error:
+                logger.warning("batch %s waits for room: %s", batch.id, error)
+                await asyncio.sleep(MAX_WAIT_SECONDS)
             except Exception:
-                # One batch's trouble (a full disk, say) must not end the work of the others for good.
+                # One batch's trouble must not end the work of the others for good.
                 logger.exception("batch %s cannot go on; trying again in a while", batch.id)
                 await asyncio.sleep(MAX_WAIT_SECONDS)
 
-    async def _advance(self, batch: BatchObject) -> None:
+    async def _advance(self, batch: BatchObject, owner: str) -> None:
         """Take a batch through its states to its end."""
-        now = self.database.now
+        now, source = self.database.now, BatchInput(self.files.content(batch.input_file_id), batch.endpoint)
         if batch.status == "validating":
-            batch = await asyncio.to_thread(self._validate, batch)
+            batch = await asyncio.to_thread(self._validate, batch, source)
         if batch.status == "in_progress":
-            await self._answer_lines(batch)
+            await self.lines.answer_all(
+                batch, source, owner=owner, is_over=lambda: batch.id in self._cancelled or now() >= batch.expires_at
+            )
             batch = await asyncio.to_thread(
                 lambda: self.batches.change(
                     batch.id, only_from=["in_progress"], status="finalizing", finalizing_at=now()
                 )
             )
+        num_expired = 0
         if batch.status == "finalizing":
-            is_late = now() >= batch.expires_at and await asyncio.to_thread(self._expire_rest, batch)
-            end = (
-                {"status": "expired", "expired_at": now()}
-                if is_late
-                else {"status": "completed", "completed_at": now()}
-            )
-            await asyncio.to_thread(lambda: self.batches.finish(batch.id, **end))
+            if now() >= batch.expires_at:
+                num_expired = await asyncio.to_thread(self._expire_rest, batch, source)
+            end = ("expired", "expired_at") if num_expired else ("completed", "completed_at")
+            batch = await asyncio.to_thread(self._finish, batch, *end)
         elif batch.status == "cancelling":
-            await asyncio.to_thread(lambda: self.batches.finish(batch.id, status="cancelled", cancelled_at=now()))
+            batch = await asyncio.to_thread(self._finish, batch, "cancelled", "cancelled_at")
         self._cancelled.discard(batch.id)
-        logger.info("batch %s: %s", batch.id, (await asyncio.to_thread(self.batches.get, batch.id)).status)
+        self.progress.ended(batch.id, batch.status, num_expired=num_expired)
+        logger.info("batch %s: %s", batch.id, batch.status)
+        while await asyncio.to_thread(self.results.prune):
+            pass
 
-    def _validate(self, batch: BatchObject) -> BatchObject:
+    def _validate(self, batch: BatchObject, source: BatchInput) -> BatchObject:
         """Read the whole input once: a fault in any line fails the batch before anything was computed."""
-        problems: list[BatchError] = []
-        seen: dict[str, int] = {}
-        total = 0
-        for request in self._requests(batch):
-            total += 1
-            problem = request.problem
-            if (
-                request.custom_id is not None
-                and (first := seen.setdefault(request.custom_id, request.line)) < request.line
-            ):
-                problem = f"lines {first} and {request.line} have the same custom_id {request.custom_id[:80]!r}"
-            if problem is not None and len(problems) < MAX_ERRORS:
-                problems.append(BatchError(code="invalid_request", message=problem[:500], line=request.line))
-            if total > MAX_LINES:
-                problems = [BatchError(code="too_many_requests", message=f"at most {MAX_LINES} lines are allowed")]
-                break
-        if total == 0:
-            problems = [BatchError(code="empty_file", message="the input file holds no requests")]
-        counts = type(batch.request_counts)(total=total)
-        if problems:
-            end: dict[str, Any] = {
-                "status": "failed",
-                "failed_at": self.database.now(),
-                "errors": BatchErrors(data=problems),
-            }
+        found, now = source.examine(), self.database.now()
+        if found.problems:
+            end: dict[str, Any] = {"status": "failed", "failed_at": now, "errors": BatchErrors(data=found.problems)}
         else:
-            end = {"status": "in_progress", "in_progress_at": self.database.now(), "request_counts": counts}
+            counts = RequestCounts(total=found.total)
+            end = {"status": "in_progress", "in_progress_at": now, "request_counts": counts, "model": found.model}
         return self.batches.change(batch.id, only_from=["validating"], **end)
 
-    async def _answer_lines(self, batch: BatchObject) -> None:
-        """Answer the lines that have no result, until they all have, or the batch is cancelled or late."""
-        answered = await asyncio.to_thread(self.batches.answered_lines, batch.id)
-        owner = await asyncio.to_thread(self.batches.owner, batch.id)
-        rest = (request for request in self._requests(batch) if request.line not in answered)
-        pending: set[asyncio.Task[None]] = set()
-        try:
-            while batch.id not in self._cancelled and self.database.now() < batch.expires_at:
-                while (
-                    len(pending) < self._num_allowed(len(pending))
-                    and (request := await asyncio.to_thread(next, rest, None)) is not None
-                ):
-                    pending.add(asyncio.create_task(self._answer(batch.id, request, owner)))
-                if not pending:
-                    return
-                done, pending = await asyncio.wait(pending, timeout=POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
-        finally:
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+    def _finish(self, batch: BatchObject, status: str, time_field: str) -> BatchObject:
+        return self.batches.finish(batch.id, status=status, **{time_field: self.database.now()})
 
-    def _num_allowed(self, num_ours: int) -> int:
-        """Lines that may be open now: half of the engine's rows, a sixteenth while others use it."""
-        engine = self._engine()
-        if engine is None:
-            return 1
-        share = IDLE_SHARE if len(engine.requests) <= num_ours else BUSY_SHARE
-        return max(1, engine.info.max_num_seqs // share)
+    def _expire_rest(self, batch: BatchObject, source: BatchInput) -> int:
+        """Give every line without a result the error that its time is over; returns how many there were."""
+        answered, num_expired = self.results.answered_lines(batch.id), 0
+        message = f"the batch's completion window of {batch.completion_window} passed first"
+        with source.requests() as requests:
+            late = (request for request in requests if request.line not in answered)
+            while some := list(islice(late, _LINES_AT_ONCE)):
+                with self.database.transaction():
+                    for request in some:
+                        failure = failure_of(request, code="batch_expired", message=message)
+                        result = LineResult(line=request.line, result=failure, is_failure=True)
+                        num_expired += self.results.add(batch.id, result, only_in=("finalizing",))
+        return num_expired
 
-    async def _answer(self, batch_id: str, request: BatchRequest, owner: str) -> None:
-        """Answer a line and keep its result; while the server is busy the line waits and asks again."""
-        body = dict(request.body or {})
-        asked = body.get("priority")
-        body["priority"] = max(BACKGROUND_PRIORITY, asked) if isinstance(asked, int) else BACKGROUND_PRIORITY
-        wait = 0.5
-        while True:
-            answer = await self._inner.post(request.route, body, owner=owner)
-            engine = self._engine()
-            if not answer.is_busy and engine is not None and engine.is_alive:
-                break  # what a dying engine said is no result: the next start asks again
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, MAX_WAIT_SECONDS)
-        result = result_of(request, status=answer.status, body=answer.body, request_id=answer.request_id)
-        is_failure = answer.status >= HTTPStatus.BAD_REQUEST
-        await asyncio.to_thread(self.batches.add_result, batch_id, request.line, result, is_failure=is_failure)
-
-    def _expire_rest(self, batch: BatchObject) -> bool:
-        """Give every line without a result the error that its time is over; whether there was one."""
-        answered, is_late = self.batches.answered_lines(batch.id), False
-        for request in self._requests(batch):
-            if request.line not in answered:
-                is_late = True
-                message = f"the batch's completion window of {batch.completion_window} passed first"
-                failure = failure_of(request, code="batch_expired", message=message)
-                self.batches.add_result(batch.id, request.line, failure, is_failure=True)
-        return is_late
-
-    def _fail(self, batch: BatchObject) -> None:
+    def _fail(self, batch: BatchObject, message: str) -> None:
         """End a batch whose input is gone, so that those behind it have their turn."""
-        error = BatchError(code="input_missing", message=f"the content of {batch.input_file_id} is gone")
+        error = BatchError(code="input_missing", message=message)
         end = {"failed_at": self.database.now(), "errors": BatchErrors(data=[error])}
         self.batches.change(batch.id, only_from=OPEN_STATES, status="failed", **end)
+        self.progress.ended(batch.id, "failed")
 
-    def _requests(self, batch: BatchObject) -> Iterator[BatchRequest]:
-        """The lines of a batch's input, blank ones left out."""
-        with self.files.content(batch.input_file_id).open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield parse_request(line.decode("utf-8", "replace"), number, (batch.endpoint,))
+    async def _sweep(self) -> None:
+        """Delete files that are over, and results that an earlier run left when it ended a batch."""
+        while True:
+            try:
+                while await asyncio.to_thread(self.results.prune):
+                    pass
+                if count := await asyncio.to_thread(self.files.delete_expired):
+                    logger.info("%d files are over and were deleted", count)
+            except Exception:
+                logger.exception("files that are over cannot be deleted; trying again in a while")
+            await asyncio.sleep(SWEEP_SECONDS)

@@ -1,70 +1,79 @@
-"""Batches and the results of their lines in the database. It knows no engine: who computes is `runner.py`'s."""
+"""Batches in the database. It knows no engine: who computes is `runner.py`'s."""
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Collection
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
 
-from quire.protocol.batches import BatchObject, RequestCounts
-from quire.server.batches.database import OPEN_STATES, Database
-from quire.server.batches.files import FileStore
+from quire.protocol.batches import BatchObject, RequestCounts, TokenCounts
+from quire.server.batches.database import IS_OPEN, Database, Row
+from quire.server.batches.files import Draft, FileStore
+from quire.server.batches.pages import Listed, PageQuery, read_page
+from quire.server.batches.results import ResultStore
 from quire.server.errors import StoredObjectNotFoundError
+
+_COLUMNS = "object, completed, failed, input_tokens, cached_tokens, output_tokens, reasoning_tokens"
 
 
 class BatchStore:
     """The batches of one database. Every change is one transaction."""
 
-    def __init__(self, database: Database, files: FileStore) -> None:
+    def __init__(self, database: Database, files: FileStore, results: ResultStore) -> None:
         self._database = database
         self._files = files
+        self._results = results
 
-    def add(self, batch: BatchObject, owner: str) -> None:
-        """Keep a new batch."""
-        row = (batch.id, owner, batch.status, batch.input_file_id, msgspec.json.encode(batch))
+    def add(self, batch: BatchObject, owner: str, *, output_lifetime: int | None = None) -> None:
+        """Keep a new batch, whose output files will stay for so many seconds."""
+        row = (batch.id, owner, batch.status, batch.input_file_id, msgspec.json.encode(batch), output_lifetime)
+        names = "id, owner, status, input_file_id, object, output_lifetime"
         with self._database.transaction():
-            self._database.write(
-                "INSERT INTO batches (id, owner, status, input_file_id, object) VALUES (?, ?, ?, ?, ?)", *row
-            )
+            self._database.write(f"INSERT INTO batches ({names}) VALUES (?, ?, ?, ?, ?, ?)", *row)
 
     def get(self, batch_id: str, owner: str | None = None) -> BatchObject:
         """A batch with its counts, if it is the owner's or no owner is given; raises StoredObjectNotFoundError."""
-        row = self._database.one("SELECT object, owner FROM batches WHERE id = ?", batch_id)
-        if row is None or (owner is not None and row[1] != owner):
+        row = self._database.one(f"SELECT {_COLUMNS}, owner FROM batches WHERE id = ?", batch_id)
+        if row is None or (owner is not None and row[-1] != owner):
             raise StoredObjectNotFoundError(f"there is no batch {batch_id[:80]!r}", param="batch_id")
-        return self._counted(row[0])
+        return _counted(row[:-1])
 
-    def owner(self, batch_id: str) -> str:
-        """Whose batch it is; raises StoredObjectNotFoundError."""
-        row = self._database.one("SELECT owner FROM batches WHERE id = ?", batch_id)
-        if row is None:
-            raise StoredObjectNotFoundError(f"there is no batch {batch_id[:80]!r}", param="batch_id")
-        return str(row[0])
+    def page(self, owner: str, query: PageQuery) -> tuple[list[BatchObject], bool]:
+        """A part of an owner's batches, and whether there are more behind it."""
+        listed = Listed(table="batches", columns=_COLUMNS, condition="owner = ?", values=(owner,))
+        rows, has_more = read_page(self._database, listed, query)
+        return [_counted(row) for row in rows], has_more
 
-    def list(self, owner: str) -> list[BatchObject]:
-        """An owner's batches, oldest first."""
-        rows = self._database.all("SELECT object FROM batches WHERE owner = ? ORDER BY number", owner)
-        return [self._counted(row[0]) for row in rows]
+    def open_owners(self) -> list[str]:
+        """Whose batches are not over."""
+        return [row[0] for row in self._database.all(f"SELECT DISTINCT owner FROM batches WHERE {IS_OPEN}")]
 
-    def next_open(self) -> BatchObject | None:
-        """The oldest batch that is not over, whoever's it is."""
-        marks = ", ".join("?" * len(OPEN_STATES))
-        query = f"SELECT object FROM batches WHERE status IN ({marks}) ORDER BY number LIMIT 1"
-        row = self._database.one(query, *OPEN_STATES)
-        return None if row is None else self._counted(row[0])
+    def next_open(self, owner: str) -> BatchObject | None:
+        """An owner's oldest batch that is not over."""
+        query = f"SELECT {_COLUMNS} FROM batches WHERE owner = ? AND {IS_OPEN} ORDER BY number LIMIT 1"
+        row = self._database.one(query, owner)
+        return None if row is None else _counted(row)
 
-    def num_open(self) -> int:
-        """How many batches are not over."""
-        marks = ", ".join("?" * len(OPEN_STATES))
-        row = self._database.one(f"SELECT COUNT(*) FROM batches WHERE status IN ({marks})", *OPEN_STATES)
+    def num_open(self, owner: str) -> int:
+        """How many of an owner's batches are not over."""
+        row = self._database.one(f"SELECT COUNT(*) FROM batches WHERE owner = ? AND {IS_OPEN}", owner)
         return int(row[0]) if row else 0
 
+    def in_progress(self) -> list[BatchObject]:
+        """All batches whose lines are being answered."""
+        return [
+            _counted(row) for row in self._database.all(f"SELECT {_COLUMNS} FROM batches WHERE status = 'in_progress'")
+        ]
+
     def change(self, batch_id: str, *, only_from: Collection[str], **changes: Any) -> BatchObject:
-        """Change a batch that is in one of these states; in another it stays as it is. Returns what it is then."""
+        """Change a batch that is in one of these states; in another it stays as it is. Returns what it is then.
+
+        Raises:
+            StoredObjectNotFoundError, StorageFullError: there is none, or the disk is full.
+        """
         with self._database.transaction():
             batch = self.get(batch_id)
             if batch.status not in only_from:
@@ -73,65 +82,69 @@ class BatchStore:
             self._put(batch)
             return batch
 
-    def answered_lines(self, batch_id: str) -> set[int]:
-        """Lines of a batch that have a result."""
-        return {row[0] for row in self._database.all("SELECT line FROM results WHERE batch_id = ?", batch_id)}
-
-    def add_result(self, batch_id: str, line: int, result: dict[str, Any], *, is_failure: bool) -> None:
-        """Keep the result of a line; the first one counts."""
-        with self._database.transaction():
-            self._database.write(
-                "INSERT OR IGNORE INTO results (batch_id, line, is_failure, result) VALUES (?, ?, ?, ?)",
-                *(batch_id, line, is_failure, msgspec.json.encode(result)),
-            )
-
     def finish(self, batch_id: str, **changes: Any) -> BatchObject:
-        """Write the output and error files of a batch and end it, all or nothing."""
-        with self._database.locked():
-            batch = self.get(batch_id)
-            row = self._database.one("SELECT owner FROM batches WHERE id = ?", batch_id)
-            owner = str(row[0]) if row else ""
-            output, failures = (self._write_results(batch_id, is_failure=kind) for kind in (False, True))
-            with self._database.transaction():
-                batch = msgspec.structs.replace(
-                    batch,
-                    output_file_id=self._file_of(output, owner, f"{batch_id}_output.jsonl"),
-                    error_file_id=self._file_of(failures, owner, f"{batch_id}_error.jsonl"),
-                    **changes,
-                )
-                self._put(batch)
-            return batch
+        """Write the output and error files of a batch that takes no more results, and end it.
+
+        The files are written while others use the database; then one transaction makes them files and ends the batch.
+        A kill before it leaves contents that no file stands for, and the batch is finished again; the results go only
+        after it.
+
+        Raises:
+            StorageFullError: when the disk is full; the batch is as it was.
+        """
+        with ExitStack() as drafts:
+            output, failures = (
+                self._write_results(batch_id, drafts.enter_context(self._files.draft()), is_failure=kind)
+                for kind in (False, True)
+            )
+            written = [draft for draft in (output, failures) if draft is not None]
+            try:
+                with self._database.transaction():
+                    batch = msgspec.structs.replace(
+                        self.get(batch_id),
+                        output_file_id=self._file_of(output, batch_id, "output"),
+                        error_file_id=self._file_of(failures, batch_id, "error"),
+                        **changes,
+                    )
+                    self._put(batch)
+                    self._database.write("UPDATE batches SET result_bytes = 0 WHERE id = ?", batch_id)
+            except BaseException:
+                for draft in written:
+                    draft.is_kept = False
+                raise
+        return batch
 
     def _put(self, batch: BatchObject) -> None:
         statement = "UPDATE batches SET status = ?, object = ? WHERE id = ?"
         self._database.write(statement, batch.status, msgspec.json.encode(batch), batch.id)
 
-    def _write_results(self, batch_id: str, *, is_failure: bool) -> Path | None:
-        """The results of one kind as a file's content, in the order of the lines; None when there are none."""
-        query = "SELECT result FROM results WHERE batch_id = ? AND is_failure = ? ORDER BY line"
-        path = self._files.new_content()
-        with path.open("wb") as file:
-            for (result,) in self._database.each(query, batch_id, is_failure):
+    def _write_results(self, batch_id: str, draft: Draft, *, is_failure: bool) -> Draft | None:
+        """The draft with the results of one kind in it; None when there are none."""
+        is_empty = True
+        with draft.path.open("wb") as file:
+            for result in self._results.each(batch_id, is_failure=is_failure):
                 file.write(result + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if path.stat().st_size:
-            return path
-        path.unlink()
-        return None
-
-    def _file_of(self, content: Path | None, owner: str, name: str) -> str | None:
-        if content is None:
+                is_empty = False
+        if is_empty:
             return None
-        return self._files.add(content, owner=owner, filename=name, purpose="batch_output").id
+        self._files.seal(draft)
+        return draft
 
-    def _counted(self, encoded: bytes) -> BatchObject:
-        batch = msgspec.json.decode(encoded, type=BatchObject)
-        query = "SELECT is_failure, COUNT(*) FROM results WHERE batch_id = ? GROUP BY is_failure"
-        counts = {bool(is_failure): count for is_failure, count in self._database.all(query, batch.id)}
-        total = batch.request_counts.total
-        batch.request_counts = RequestCounts(total=total, completed=counts.get(False, 0), failed=counts.get(True, 0))
-        return batch
+    def _file_of(self, draft: Draft | None, batch_id: str, kind: str) -> str | None:
+        if draft is None:
+            return None
+        row = self._database.one("SELECT owner, output_lifetime FROM batches WHERE id = ?", batch_id)
+        assert row is not None, "the batch that is being finished is gone"
+        name = f"{batch_id}_{kind}.jsonl"
+        return self._files.add(draft, owner=row[0], filename=name, purpose="batch_output", expires_after=row[1]).id
+
+
+def _counted(row: Row) -> BatchObject:
+    encoded, completed, failed, *tokens = row
+    batch = msgspec.json.decode(encoded, type=BatchObject)
+    batch.request_counts = RequestCounts(total=batch.request_counts.total, completed=completed, failed=failed)
+    batch.usage = TokenCounts(*tokens).usage
+    return batch
 
 
 def new_batch_id() -> str:

@@ -11,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.base.errors import InvalidRequestError, OverloadedError
-from quire.protocol.batches import BATCH_ENDPOINTS, MAX_METADATA, BatchList, BatchObject, CreateBatch
+from quire.protocol.batches import BATCH_ENDPOINTS, BatchList, BatchObject, CreateBatch
 from quire.protocol.decode import RequestDecoder
-from quire.server.batches.access import LIST_QUERY, batches_of, owner_of, page_of
+from quire.server.batches.access import PageSize, batches_of, owner_of, page_query
 from quire.server.batches.store import new_batch_id
 from quire.server.limits import read_json_body
 from quire.server.openapi import json_operation
@@ -21,18 +21,18 @@ from quire.server.openapi import json_operation
 PATH = "/v1/batches"
 ONE_PATH = "/v1/batches/{batch_id}"
 CANCEL_PATH = "/v1/batches/{batch_id}/cancel"
+PAGE = PageSize(default=20, most=100)
 MAX_OPEN_BATCHES = 1000
+"""Of one tenant."""
 MAX_WINDOW_HOURS = 168
 _WINDOW = re.compile(r"([1-9][0-9]{0,2})h")
-_HINTS = {"output_expires_after": "outputs stay until they are deleted"}
-_decoder = RequestDecoder(CreateBatch, hints=_HINTS)
+_decoder = RequestDecoder(CreateBatch)
 
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
-    create = json_operation(CreateBatch, BatchObject, refused=_HINTS)
-    router.add_api_route(PATH, create_batch, methods=["POST"], **create)
-    router.add_api_route(PATH, list_batches, methods=["GET"], **json_operation(None, BatchList, query=LIST_QUERY))
+    router.add_api_route(PATH, create_batch, methods=["POST"], **json_operation(CreateBatch, BatchObject))
+    router.add_api_route(PATH, list_batches, methods=["GET"], **json_operation(None, BatchList, query=PAGE.query))
     router.add_api_route(ONE_PATH, get_batch, methods=["GET"], **json_operation(None, BatchObject))
     router.add_api_route(CANCEL_PATH, cancel_batch, methods=["POST"], **json_operation(None, BatchObject))
 
@@ -47,13 +47,12 @@ async def create_batch(request: Request) -> Response:
             param="endpoint",
             code="unsupported_value",
         )
-    if body.metadata is not None and len(body.metadata) > MAX_METADATA:
-        raise InvalidRequestError(f"metadata takes at most {MAX_METADATA} entries", param="metadata")
     seconds = _window_seconds(body.completion_window)
     file = await asyncio.to_thread(runner.files.get, body.input_file_id, owner)
     if file.purpose != "batch":
         raise InvalidRequestError(f"the file's purpose is {file.purpose!r}; it must be batch", param="input_file_id")
-    if await asyncio.to_thread(runner.batches.num_open) >= MAX_OPEN_BATCHES:
+    await asyncio.to_thread(runner.files.check_room, owner, 0)
+    if await asyncio.to_thread(runner.batches.num_open, owner) >= MAX_OPEN_BATCHES:
         raise OverloadedError(f"{MAX_OPEN_BATCHES} batches are open, the most allowed", retry_after=60.0)
     now = runner.database.now()
     batch = BatchObject(
@@ -66,7 +65,8 @@ async def create_batch(request: Request) -> Response:
         expires_at=now + seconds,
         metadata=body.metadata,
     )
-    await asyncio.to_thread(runner.batches.add, batch, owner)
+    lifetime = None if body.output_expires_after is None else body.output_expires_after.seconds
+    await asyncio.to_thread(lambda: runner.batches.add(batch, owner, output_lifetime=lifetime))
     runner.wake()
     return _json(batch)
 
@@ -74,8 +74,8 @@ async def create_batch(request: Request) -> Response:
 async def list_batches(request: Request) -> Response:
     """The caller's batches."""
     runner = batches_of(request)
-    batches = await asyncio.to_thread(runner.batches.list, owner_of(request))
-    shown, has_more = page_of(request, batches)
+    query = page_query(request, PAGE)
+    shown, has_more = await asyncio.to_thread(runner.batches.page, owner_of(request), query)
     first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
     return _json(BatchList(data=shown, first_id=first, last_id=last, has_more=has_more))
 

@@ -15,8 +15,16 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from quire.base.errors import InvalidRequestError
-from quire.protocol.batches import FileDeleted, FileList, FileObject
-from quire.server.batches.access import LIST_QUERY, batches_of, owner_of, page_of, refuse_foreign_origin, whole_number
+from quire.protocol.batches import MAX_EXPIRY_SECONDS, MIN_EXPIRY_SECONDS, FileDeleted, FileList, FileObject
+from quire.server.batches.access import (
+    PageSize,
+    batches_of,
+    owner_of,
+    page_query,
+    refuse_foreign_origin,
+    whole_number,
+)
+from quire.server.batches.database import storage_errors
 from quire.server.errors import BodyTooLargeError, MediaTypeError
 from quire.server.openapi import error_responses, json_operation
 
@@ -28,17 +36,16 @@ ONE_PATH = "/v1/files/{file_id}"
 CONTENT_PATH = "/v1/files/{file_id}/content"
 PURPOSES = ("batch",)
 MAX_FILE_BYTES = 200 * 2**20
-MAX_STORED_BYTES = 20 * 2**30
+PAGE = PageSize(default=10_000, most=10_000)
 MAX_FIELDS = 8
 EXPIRY_ANCHOR = "created_at"
-MIN_EXPIRY_SECONDS, MAX_EXPIRY_SECONDS = 3600, 30 * 86400
 _CHUNK = 2**20
 
 
 def add_routes(router: APIRouter) -> None:
     """Register the endpoints."""
     router.add_api_route(PATH, create_file, methods=["POST"], **_upload_operation())
-    listing = json_operation(None, FileList, query=LIST_QUERY | {"purpose": {"type": "string"}})
+    listing = json_operation(None, FileList, query=PAGE.query | {"purpose": {"type": "string"}})
     router.add_api_route(PATH, list_files, methods=["GET"], **listing)
     router.add_api_route(ONE_PATH, get_file, methods=["GET"], **json_operation(None, FileObject))
     router.add_api_route(ONE_PATH, delete_file, methods=["DELETE"], **json_operation(None, FileDeleted))
@@ -48,37 +55,32 @@ def add_routes(router: APIRouter) -> None:
 
 async def create_file(request: Request) -> Response:
     """Keep an uploaded file."""
-    runner = batches_of(request)
+    files, owner = batches_of(request).files, owner_of(request)
     refuse_foreign_origin(request)
+    await asyncio.to_thread(files.check_room, owner, 1)  # before the upload is read
     form = await _read_form(request)
     try:
         upload, purpose, expires_after = _fields(form)
-        if await asyncio.to_thread(runner.files.stored_bytes) + (upload.size or 0) > MAX_STORED_BYTES:
-            raise BodyTooLargeError(f"files already take {MAX_STORED_BYTES} bytes; delete some first")
-        content = runner.files.new_content()
-        try:
-            await asyncio.to_thread(_copy, upload, content)
-            stored = await asyncio.to_thread(
-                lambda: runner.files.add(
-                    content,
-                    owner=owner_of(request),
-                    filename=(upload.filename or "upload")[:255],
-                    purpose=purpose,
-                    expires_after=expires_after,
+        name = (upload.filename or "upload")[:255]
+
+        def keep() -> FileObject:
+            files.check_room(owner, upload.size or 0)
+            with files.draft() as draft:
+                _copy(upload, draft.path)
+                return files.add_within_quota(
+                    draft, owner=owner, filename=name, purpose=purpose, expires_after=expires_after
                 )
-            )
-        finally:
-            content.unlink(missing_ok=True)  # moved to its place by now, or what a full disk left of it
+
+        return _json(await asyncio.to_thread(keep))
     finally:
         await form.close()
-    return _json(stored)
 
 
 async def list_files(request: Request) -> Response:
     """The caller's files."""
     runner, purpose = batches_of(request), request.query_params.get("purpose")
-    files = await asyncio.to_thread(runner.files.list, owner_of(request))
-    shown, has_more = page_of(request, [file for file in files if purpose in (None, file.purpose)])
+    query = page_query(request, PAGE)
+    shown, has_more = await asyncio.to_thread(runner.files.page, owner_of(request), query, purpose)
     first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
     return _json(FileList(data=shown, first_id=first, last_id=last, has_more=has_more))
 
@@ -108,13 +110,15 @@ async def _read_form(request: Request) -> FormData:
 
     Raises:
         MediaTypeError, BodyTooLargeError, InvalidRequestError: it is none, too large or malformed.
+        StorageFullError: the disk is full.
     """
     media_type, _, _ = request.headers.get("content-type", "").partition(";")
     if media_type.strip().lower() != "multipart/form-data":
         raise MediaTypeError("files are uploaded as multipart/form-data, with the parts file and purpose")
     parser = MultiPartParser(request.headers, _bounded(request.stream()), max_files=1, max_fields=MAX_FIELDS)
     try:
-        return await parser.parse()
+        with storage_errors():
+            return await parser.parse()
     except (MultiPartException, FormParserError, KeyError) as error:
         raise InvalidRequestError(f"the form is malformed: {error}"[:300], code="invalid_form") from None
 
