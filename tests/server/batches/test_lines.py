@@ -7,6 +7,7 @@ import json
 import pytest
 from openai.types import Batch, FileObject
 
+from quire import AsyncEngine, EngineConfig
 from quire.server.batches.lines import RECENT_SECONDS
 
 ROUTE = "/v1/completions"
@@ -85,6 +86,28 @@ async def test_embeddings_are_asked_for_and_a_model_without_them_is_a_failed_lin
     batch = await served.until(batch["id"], "completed")
     (result,) = await served.results(batch["error_file_id"])
     assert result["response"]["status_code"] == 400 and batch["usage"]["total_tokens"] == 0
+
+
+async def test_lines_are_embedded_by_a_model_that_can(draft_path, tmp_path, serve_batches):
+    config = EngineConfig.from_options(model=draft_path, max_model_len=256, kv_cache_memory_bytes="2MiB", threads=1)
+    engine = await AsyncEngine.start(config, in_process=True)
+    served = serve_batches(engine, tmp_path)
+    served.runner.start()
+    texts = [["the dog ran home", "a cat"], "once upon a time"]
+    content = "\n".join(
+        json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/embeddings", "body": {"input": text}})
+        for i, text in enumerate(texts)
+    )
+    batch = (await served.create(content, endpoint="/v1/embeddings")).json()
+    batch = await served.until(batch["id"], "completed")
+    two, one = [result["response"]["body"] for result in await served.results(batch["output_file_id"])]
+    asked = (await served.http.post("/v1/embeddings", json={"input": texts[1]})).json()
+    assert one["data"] == asked["data"] and [entry["index"] for entry in two["data"]] == [0, 1]
+    tokens = one["usage"]["total_tokens"] + two["usage"]["total_tokens"]
+    assert batch["usage"]["input_tokens"] == batch["usage"]["total_tokens"] == tokens > 0
+    await served.http.aclose()
+    await served.runner.stop()
+    await engine.close()
 
 
 async def test_a_batch_embeds_at_most_as_many_inputs_as_it_may_have_lines(served, monkeypatch):
