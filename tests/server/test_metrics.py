@@ -34,13 +34,17 @@ def _exported(text: str) -> dict[str, set[str]]:
     return found
 
 
-async def test_every_exported_metric_is_documented_with_its_labels_and_the_other_way_round(http) -> None:
+async def test_every_exported_metric_is_documented_with_its_labels_and_the_other_way_round(
+    engine, make_http, tmp_path
+) -> None:
     """S55, S56, S116: docs/metrics.md is complete and says nothing that is not there."""
+    http = make_http(engine, files_dir=str(tmp_path))  # batches have metrics where they are served
     await _exercise(http)
     exported = _exported((await http.get("/metrics")).text)
     tables = "\n".join(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("|"))
     named = [(name, set(labels.replace(" ", "").split(",")) - {""}) for name, labels in _NAME.findall(tables)]
     documented = dict(reversed(named))  # a name's first place is its own row
+    http.app.state.quire.batches.database.close()
     assert exported == documented
 
 

@@ -49,7 +49,7 @@ class Endpoint:
 
     async def model_names(self) -> list[str]:
         """The models the server lists; raises EndpointError."""
-        data = await self._call("GET", "/models")
+        data = await self.call("GET", "/models")
         return [str(entry["id"]) for entry in data.get("data", [])]
 
     async def pick_model(self, wanted: str | None) -> str:
@@ -61,9 +61,18 @@ class Endpoint:
             raise EndpointError(f"{self.base_url} lists no model; name one with --model")
         return names[0]
 
-    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The JSON that a path under the base URL answers; raises EndpointError."""
+        return await self._ask(method, path, json=body)
+
+    async def upload(self, name: str, content: bytes) -> str:
+        """Upload a file of requests for a batch and return its id; raises EndpointError."""
+        answer = await self._ask("POST", "/files", files={"file": (name, content)}, data={"purpose": "batch"})
+        return str(answer["id"])
+
+    async def _ask(self, method: str, path: str, **content: Any) -> dict[str, Any]:
         try:
-            response = await self._http.request(method, self.base_url + path, json=body)
+            response = await self._http.request(method, self.base_url + path, **content)
         except httpx.HTTPError as error:
             raise EndpointError(f"{self.base_url} cannot be reached: {_words(error)}") from error
         if response.status_code >= 400:

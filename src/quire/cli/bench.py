@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import shlex
 import signal
 import sys
 import typing
@@ -20,7 +21,7 @@ from quire.base.log import configure_logging
 from quire.cli.flags import add_engine_flags, read_options
 
 if typing.TYPE_CHECKING:
-    from quire.bench import compare
+    from quire.bench import beside, compare
 
 _NARROW_FORMATS = ("bfloat16", "bfloat16_dot", "int8", "int4")
 """Weight formats of the CPU kernels beside float32; named here because the kernels' own list comes with torch."""
@@ -312,7 +313,61 @@ async def _compare(plan: compare.Plan, output: Path | None) -> compare.CompareRe
     task = asyncio.current_task()
     assert task is not None, "inside asyncio.run"
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)  # so that no server outlives this one
-    return await compare.run_compare(plan, say=lambda line: print(line, file=sys.stderr, flush=True), save=save)
+    return await compare.run_compare(plan, say=_say, save=save)
+
+
+def _configure_batch(parser: argparse.ArgumentParser) -> None:
+    from quire.bench.beside import BesideLoad
+
+    parser.add_argument("--url", help="A running server with --files-dir; without it one is started for the run.")
+    parser.add_argument("--model", help="The model to ask for; the first the server lists when not given.")
+    parser.add_argument(
+        "--serve", default="", metavar="OPTIONS", help="What `quire serve` is started with: a model, flags."
+    )  # fmt: skip
+    parser.add_argument("--start-seconds", type=float, default=300, metavar="X", help="Limit for that. Default: 300.")
+    texts = {
+        "num_requests": "Requests per phase.",
+        "rate": "Requests per second.",
+        "prompt_words": "Words per prompt.",
+        "output_tokens": "Tokens each request generates.",
+        "rounds": "Phases without a batch, and as many with one.",
+        "batch_lines": "Lines of the batch.",
+        "batch_prompt_words": "Words per line.",
+        "batch_output_tokens": "Tokens per line.",
+        "max_seconds": "Time limit per phase.",
+        "seed": "Seed of arrivals and prompts.",
+    }
+    _add_load_flags(parser, BesideLoad, texts)
+
+
+def _run_batch(args: argparse.Namespace) -> int:
+    from quire.bench import beside, report
+
+    result = asyncio.run(_batch(args, beside.BesideLoad(**_load_options(args))))
+    print(report.as_json(result) if args.json else beside.describe(result))
+    return 1 if result.problems else 0
+
+
+async def _batch(args: argparse.Namespace, load: beside.BesideLoad) -> beside.BesideResult:
+    from quire.bench import beside
+    from quire.bench.client import Endpoint
+
+    async def measure(url: str) -> beside.BesideResult:
+        endpoint = Endpoint(url)
+        try:
+            model = await endpoint.pick_model(args.model)
+            return await beside.run_beside(endpoint, model, load, say=_say)
+        finally:
+            await endpoint.close()
+
+    if args.url is not None:
+        return await measure(args.url)
+    async with beside.served(shlex.split(args.serve), start_seconds=args.start_seconds) as url:
+        return await measure(url)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _configure_ops(parser: argparse.ArgumentParser) -> None:
@@ -409,6 +464,7 @@ _KINDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable
     "compare": (
         "several servers on the same work, one at a time and in alternation", _configure_compare, _run_compare
     ),
+    "batch": ("what a running batch costs those who ask beside it", _configure_batch, _run_batch),
     "ops": ("each operation against what this machine can do at most", _configure_ops, _run_ops),
     "accuracy": ("what weights in fewer bits cost: perplexity and divergence", _configure_accuracy, _run_accuracy),
 }  # fmt: skip

@@ -127,7 +127,7 @@ def test_an_unknown_option_of_a_subcommands_kind_names_the_nearest(capsys):
 @pytest.mark.parametrize(
     ("words", "usage"),
     [
-        (["bench"], "usage: quire bench [OPTIONS] {offline,serving,steps,paging,startup,compare,ops,accuracy}"),
+        (["bench"], "usage: quire bench [OPTIONS] {offline,serving,steps,paging,startup,compare,batch,ops,accuracy}"),
         (["bench", "offline"], "usage: quire bench offline [OPTIONS] [MODEL]"),
         (["run-batch"], "usage: quire run-batch [OPTIONS] -i FILE -o FILE"),
     ],
