@@ -278,3 +278,19 @@ def test_a_process_whose_engine_dies_exits_with_1() -> None:
     with process:
         process.communicate(timeout=20)
     assert process.returncode == 1
+
+
+async def test_what_is_accepted_sends_small_pieces_at_once():
+    """The first text of a stream does not wait 40 ms for the client's acknowledgement of the headers."""
+    options: asyncio.Queue[int] = asyncio.Queue()
+
+    async def note(_, writer):
+        accepted = writer.get_extra_info("socket")
+        await options.put(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    server = await asyncio.start_server(note, sock=bind(ServerConfig(port=0)))
+    async with server:
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        assert await asyncio.wait_for(options.get(), 5)
+        writer.close()
