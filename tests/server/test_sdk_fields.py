@@ -32,7 +32,7 @@ from quire.protocol import chat as our_chat
 from quire.protocol import common
 from quire.protocol import responses as our_responses
 from quire.server.app import create_app
-from quire.server.batches.access import LIST_QUERY
+from quire.server.batches.access import PageSize
 from quire.server.openapi import REFUSED_KEY
 
 DESCRIPTION = create_app(None, ServerConfig()).openapi()
@@ -141,4 +141,4 @@ def test_the_form_and_the_lists_of_files_take_what_the_official_package_sends():
     form = DESCRIPTION["paths"]["/v1/files"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
     sent = (keys(FileCreateParams) - {"expires_after"}) | {f"expires_after[{name}]" for name in keys(ExpiresAfter)}
     assert set(form["properties"]) == sent
-    assert keys(FileListParams) == {*LIST_QUERY, "purpose"}
+    assert keys(FileListParams) == {*PageSize(1, 1).query, "purpose"}
