@@ -317,3 +317,11 @@ async def test_nonces_return_to_their_own_requests_while_neighbours_abort(engine
         found, _ = await asyncio.gather(asyncio.gather(*wanted), asyncio.gather(*map(leave, prompts)))
         assert [outputs[-1].outputs[0].token_ids for outputs in found] == [expected[prompt] for prompt in prompts]
     assert await _idle(engine)
+
+
+async def test_preparing_a_request_checks_it_and_queues_nothing(engine):
+    prepared = await engine.prepare("Hi", SamplingParams(max_tokens=None), request_id="p")
+    assert prepared.engine.max_tokens == engine.info.max_model_len - len(prepared.engine.prompt_token_ids)
+    assert len(engine.requests) == 0
+    with pytest.raises(InvalidRequestError):
+        await engine.prepare([10**6], SamplingParams(), request_id="p")

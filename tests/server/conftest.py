@@ -208,10 +208,12 @@ class FakeEngine:
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return (await self.texts.tokenize([text], add_special_tokens=add_special_tokens))[0]
 
-    async def submit(
-        self, prompt: Any, params: SamplingParams, *, request_id: str, delta: bool = False, **options: Any
-    ) -> FakeStream:
-        assert delta, "the server reads deltas"
+    async def prepare(self, prompt: Any, params: SamplingParams, *, request_id: str, **options: Any) -> SimpleNamespace:
+        room = self._checked_room(prompt, params)
+        return SimpleNamespace(engine=SimpleNamespace(max_tokens=min(params.max_tokens or room, room)))
+
+    def _checked_room(self, prompt: Any, params: SamplingParams) -> int:
+        """Tokens that an answer may have; raises what a real engine would."""
         if self.failure is not None:
             raise EngineDeadError("the engine stopped unexpectedly")
         if self.is_draining:
@@ -226,6 +228,13 @@ class FakeEngine:
                 f"{len(prompt)} prompt tokens, {params.max_tokens} asked, {self.info.max_model_len} allowed",
                 param="prompt" if room < 1 else "max_tokens",
             )
+        return room
+
+    async def submit(
+        self, prompt: Any, params: SamplingParams, *, request_id: str, delta: bool = False, **options: Any
+    ) -> FakeStream:
+        assert delta, "the server reads deltas"
+        room = self._checked_room(prompt, params)
         self.submitted.append(SimpleNamespace(prompt=prompt, params=params, request_id=request_id, **options))
         self.open.add(request_id)
 

@@ -25,7 +25,14 @@ from quire.engine.info import EngineInfo
 from quire.engine.messages import AddMessage, StepMessage
 from quire.engine.open_requests import OpenRequests, OutputStream
 from quire.engine.process import EngineProcess
-from quire.engine.requests import Prompt, RequestOptions, RequestPreparer, check_remote_logprobs, grammar_checker
+from quire.engine.requests import (
+    PreparedRequest,
+    Prompt,
+    RequestOptions,
+    RequestPreparer,
+    check_remote_logprobs,
+    grammar_checker,
+)
 from quire.engine.text_front import TextFront
 from quire.engine.text_pool import INLINE_CHARACTERS
 from quire.models.hub import local_directory
@@ -159,10 +166,26 @@ class AsyncEngine:
 
         With `PoolingParams` it ends with a vector (`RequestOutput.pooled`) instead of text.
         """
-        self._check_accepting()
+        _check_room(self)  # before the work of preparing, and again, for the queue may have filled up in the meantime
+        prepared = await self.prepare(prompt, sampling_params, request_id=request_id, **options)
+        _check_room(self)
+        opened = self.requests.add(RequestCollector(prepared, self.tokenizer, delta=delta))
+        self._client.send(AddMessage([prepared.engine]))
+        return OutputStream(self.requests, opened)
+
+    async def prepare(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | PoolingParams | None = None,
+        *,
+        request_id: str,
+        **options: Any,
+    ) -> PreparedRequest:
+        """What `submit` queues, checked in the same way and raising the same; nothing is queued."""
+        _check_accepting(self)
         if isinstance(prompt, str):
             prompt = {"prompt": prompt, "prompt_token_ids": await self.tokenize(prompt)}
-            self._check_accepting()  # the engine may have died, and the queue filled up, in the meantime
+            _check_accepting(self)  # the engine may have died in the meantime
         params = sampling_params or self.info.default_params()
         await _spell_bad_words(self.texts, self._preparer, params)
         prepared = self._preparer.prepare(prompt, params, request_id=request_id, options=RequestOptions(**options))
@@ -170,10 +193,8 @@ class AsyncEngine:
             check_remote_logprobs(prepared.engine)
         if prepared.engine.grammar is not None:
             await _try_grammar(self._grammars, prepared.engine.grammar, prepared.engine.deadline)
-        self._check_accepting()
-        opened = self.requests.add(RequestCollector(prepared, self.tokenizer, delta=delta))
-        self._client.send(AddMessage([prepared.engine]))
-        return OutputStream(self.requests, opened)
+        _check_accepting(self)
+        return prepared
 
     async def encode(
         self, prompt: Prompt, pooling_params: PoolingParams | None = None, *, request_id: str, **options: Any
@@ -219,14 +240,20 @@ class AsyncEngine:
         self.failure = reason
         self.requests.fail_all(EngineDeadError("the engine stopped unexpectedly"))
 
-    def _check_accepting(self) -> None:
-        if self.failure is not None:
-            raise EngineDeadError("the engine stopped unexpectedly")
-        if self.is_draining:
-            raise OverloadedError("the server is shutting down", retry_after=5.0)
-        limit = self.info.max_num_waiting + self.info.max_num_seqs
-        if len(self.requests) >= limit:
-            raise OverloadedError(f"{len(self.requests)} requests are open, the most allowed; try again later")
+
+def _check_accepting(engine: AsyncEngine) -> None:
+    if engine.failure is not None:
+        raise EngineDeadError("the engine stopped unexpectedly")
+    if engine.is_draining:
+        raise OverloadedError("the server is shutting down", retry_after=5.0)
+
+
+def _check_room(engine: AsyncEngine) -> None:
+    """Also that it takes requests at all."""
+    _check_accepting(engine)
+    limit = engine.info.max_num_waiting + engine.info.max_num_seqs
+    if len(engine.requests) >= limit:
+        raise OverloadedError(f"{len(engine.requests)} requests are open, the most allowed; try again later")
 
 
 def _text_of_local(config: EngineConfig) -> tuple[Tokenizer, ChatTemplate | None] | None:

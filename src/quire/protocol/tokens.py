@@ -1,14 +1,14 @@
-"""Wire types of `POST /tokenize` and `POST /detokenize`, shaped like vLLM's."""
+"""Wire types of `POST /tokenize`, `POST /detokenize` and the `/render` routes, shaped like vLLM's."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from quire.protocol.chat import MAX_MESSAGES, MAX_TOOLS, ChatMessage, Tool
-from quire.protocol.common import TokenIds
+from quire.protocol.common import StreamOptions, TokenIds
 
 
 class TokenizeRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -46,3 +46,23 @@ class DetokenizeResponse(msgspec.Struct):
     """Their text."""
 
     prompt: str
+
+
+class RenderedRequest(msgspec.Struct):
+    """A request as it would reach the engine: its prompt as ids and as text, and how its output would be drawn."""
+
+    request_id: str
+    token_ids: list[int]
+    prompt: str
+    sampling_params: dict[str, Any]
+    """Under the names of the Python API, `max_tokens` as the context allows it."""
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+    features: None = None
+    """vLLM's place for images and the like."""
+    kv_transfer_params: None = None
+    warnings: list[str] | UnsetType = UNSET
+    """What of the request was not taken as it was sent."""

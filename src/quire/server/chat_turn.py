@@ -6,16 +6,20 @@ business.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from quire.base.errors import InvalidRequestError
 from quire.base.sampling import SamplingParams
 from quire.protocol.chat import ChatRequest
+from quire.protocol.tokens import RenderedRequest
 from quire.server.chat_sample import ReplyStyle
 from quire.server.generation import Generation
 from quire.server.incoming import Incoming
 from quire.server.prompts import RenderedChat, chat_prompt, check_request_template
+from quire.server.rendering import render_requests
 from quire.server.reply_shape import ReplyShape, reply_shape
 from quire.server.sampling import MAX_TOP_LOGPROBS, check_count, check_streaming, sampling_params
 from quire.server.structured import field_of, is_ours
@@ -46,17 +50,31 @@ class ChatTurn:
             InvalidRequestError, OverloadedError, EngineDeadError: as the engine says, about chat's fields.
             RateLimitError: the quotas do not hold it. DeadlineExceededError: its time passed while it was read.
         """
-        try:
+        with self._naming_fields():
             options = self.incoming.admitted([self.chat.prompt], self.params)
             await self.generation.submit([self.chat.prompt], self.params, options)
+
+    async def rendered(self) -> RenderedRequest:
+        """It as it would be queued; nothing is. Raises InvalidRequestError as `submit`."""
+        with self._naming_fields():
+            (rendered,) = await render_requests(self.incoming, self.generation, [self.chat.prompt], self.params)
+        return rendered
+
+    @contextlib.contextmanager
+    def _naming_fields(self) -> Iterator[None]:
+        """Errors of the engine name chat's fields."""
+        try:
+            yield
         except InvalidRequestError as error:
             body, is_tools = self.incoming.body, self.shape.is_of_tools and is_ours(error.param)
             error.param = "tools" if is_tools else _field_of(body, error.param)
             raise
 
 
-async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatTurn:
+async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str, queues: bool = True) -> ChatTurn:
     """Check a conversation and bring it under the model's template; `prefix` begins the reply's id.
+
+    `queues`: it is going to be submitted, and so takes its place in the queue first.
 
     Raises:
         InvalidRequestError, TemplateError: what it asks for cannot be. OverloadedError: the queue is full.
@@ -70,7 +88,8 @@ async def prepare_turn(incoming: Incoming[ChatRequest], *, prefix: str) -> ChatT
         raise InvalidRequestError(
             f"tool_choice {use.choice} and response_format ask for two different answers; send one", param="tool_choice"
         )
-    incoming.call.enter_queue()
+    if queues:
+        incoming.call.enter_queue()
     chat = await chat_prompt(engine, body, tools=use.shown, size=incoming.call.body_size)
     formats, prefill = incoming.call.state.formats.formats(engine, use), _prefill(body)
     is_open = begins_in_reasoning(formats, prompt=chat.text, prefill=prefill)

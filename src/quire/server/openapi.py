@@ -21,7 +21,13 @@ from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.errors import AnthropicErrorBody, ErrorBody
 from quire.protocol.response_events import RESPONSE_EVENTS, ResponseEvent
 from quire.protocol.responses import ResponseDeleted, ResponseObject, ResponsesRequest
-from quire.protocol.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from quire.protocol.tokens import (
+    DetokenizeRequest,
+    DetokenizeResponse,
+    RenderedRequest,
+    TokenizeRequest,
+    TokenizeResponse,
+)
 from quire.protocol.vectors import (
     ClassifyRequest,
     ClassifyResponse,
@@ -52,6 +58,7 @@ _WIRE_TYPES = (
     TokenizeResponse,
     DetokenizeRequest,
     DetokenizeResponse,
+    RenderedRequest,
     FileObject,
     FileList,
     FileDeleted,
@@ -120,6 +127,13 @@ def error_responses(*, has_body: bool, error: type[msgspec.Struct] = ErrorBody) 
     """The errors a route may answer with, all in the one shape; some come only where a body is read."""
     statuses = sorted(_ERRORS + _BODY_ERRORS * has_body)
     return {status: {"description": HTTPStatus(status).phrase, "content": _content(error)} for status in statuses}
+
+
+def array_of_answers(operation: dict[str, Any]) -> dict[str, Any]:
+    """An operation whose successful answer is an array of what it was said to be; returns it, changed."""
+    content = operation["responses"][200]["content"]["application/json"]
+    content["schema"] = {"type": "array", "items": content["schema"]}
+    return operation
 
 
 def event_stream(operation: dict[str, Any], events: Sequence[type[ResponseEvent | MessageEvent]]) -> None:

@@ -93,7 +93,7 @@ async def chat_prompt(
     kept = truncated(token_ids, request.truncate_prompt_tokens, engine.info.max_model_len)
     if len(kept) < len(token_ids):
         notes.append(f"truncate_prompt_tokens: {len(token_ids) - len(kept)} tokens were cut off the prompt's beginning")
-    return RenderedChat(text, Prompt(kept), tuple(notes))
+    return RenderedChat(text, Prompt(kept, text if len(kept) == len(token_ids) else None), tuple(notes))
 
 
 def _effort(

@@ -7,6 +7,7 @@ Knows OpenAI's fields, the older `functions` among them, and the model's way of 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,7 +118,7 @@ def tool_use_of(body: ChatRequest) -> ToolUse:
             raise InvalidRequestError(f"{field_name} needs tools to choose from", param=field_name)
         return ToolUse()
     kind, allowed = _choice(choice, tools, field_name)
-    shown = [{"type": tool.type, "function": _without(tool.function, "strict")} for tool in wire]
+    shown = shown_tools(wire)
     check_tools_size(shown, name)
     return ToolUse(
         choice=kind,
@@ -136,6 +137,14 @@ def check_tools_size(tools: list[dict[str, Any]] | None, name: str) -> None:
         raise InvalidRequestError(
             f"{name} has {size} bytes of descriptions and schemas; at most {MAX_TOOLS_BYTES} are allowed", param=name
         )
+
+
+def shown_tools(tools: Sequence[WireTool]) -> list[dict[str, Any]]:
+    """The tools as the template sees them, without `strict`, which is said to the server only."""
+    return [
+        {"type": tool.type, "function": {key: value for key, value in tool.function.items() if key != "strict"}}
+        for tool in tools
+    ]
 
 
 def reply_style(use: ToolUse, formats: ReplyFormats, *, is_open: bool) -> ReplyStyle:
@@ -163,11 +172,6 @@ def reply_style(use: ToolUse, formats: ReplyFormats, *, is_open: bool) -> ReplyS
 def begins_in_reasoning(formats: ReplyFormats, *, prompt: str, prefill: str) -> bool:
     """Whether the reply to a rendered prompt begins within reasoning."""
     return formats.reasoning is not None and formats.reasoning.is_open_after(prompt, prefill=prefill)
-
-
-def _without(function: dict[str, Any], name: str) -> dict[str, Any]:
-    """A function as the template sees it, without what is said to the server only."""
-    return {key: value for key, value in function.items() if key != name}
 
 
 def _tool(function: dict[str, Any], where: str) -> Tool:

@@ -1,13 +1,16 @@
-"""`POST /v1/chat/completions`."""
+"""`POST /v1/chat/completions`, and `/render` below it, which shows what the model would read."""
 
 from __future__ import annotations
 
+import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from quire.protocol.chat import ChatRequest, ChatResponse
 from quire.protocol.decode import RequestDecoder
+from quire.protocol.tokens import RenderedRequest
 from quire.server.chat_reply import ChatReply, ChatReplyOptions
 from quire.server.chat_sample import SampleOptions
 from quire.server.chat_turn import prepare_turn
@@ -18,6 +21,7 @@ from quire.server.sampling import wants_usage
 from quire.server.unsupported import CHAT_HINTS
 
 PATH = "/v1/chat/completions"
+RENDER_PATH = "/v1/chat/completions/render"
 _decoder = RequestDecoder(ChatRequest, hints=CHAT_HINTS)
 
 
@@ -25,6 +29,8 @@ def add_routes(router: APIRouter) -> None:
     """Register the endpoint."""
     operation = json_operation(ChatRequest, ChatResponse, streams=True, refused=CHAT_HINTS)
     router.add_api_route(PATH, create_chat_completion, methods=["POST"], **operation)
+    render = json_operation(ChatRequest, RenderedRequest, refused=CHAT_HINTS)
+    router.add_api_route(RENDER_PATH, render_chat_completion, methods=["POST"], **render)
 
 
 async def create_chat_completion(request: Request) -> Response:
@@ -45,3 +51,12 @@ async def create_chat_completion(request: Request) -> Response:
     )
     await turn.submit()
     return await incoming.answer(turn.generation, reply)
+
+
+async def render_chat_completion(request: Request) -> Response:
+    """The prompt of a conversation and its settings, checked as for an answer that is not given."""
+    incoming = await through_hooks(await take_in(request, _decoder))
+    turn = await prepare_turn(incoming, prefix="chatcmpl", queues=False)
+    rendered = await turn.rendered()
+    rendered.warnings = list(checked_warnings(incoming.body, (*incoming.warnings, *turn.notes))) or UNSET
+    return Response(msgspec.json.encode(rendered), media_type="application/json")

@@ -1,11 +1,15 @@
-"""`POST /v1/completions`."""
+"""`POST /v1/completions`, and `/render` below it, which shows what the model would read."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import msgspec
 from fastapi import APIRouter
+from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,11 +17,13 @@ from quire.base.errors import InvalidRequestError
 from quire.base.sampling import SamplingParams
 from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.decode import RequestDecoder
+from quire.protocol.tokens import RenderedRequest
 from quire.server.completion_reply import CompletionReply, CompletionReplyOptions
 from quire.server.hooks.requests import through_hooks
 from quire.server.incoming import checked_warnings, take_in
-from quire.server.openapi import json_operation
+from quire.server.openapi import array_of_answers, json_operation
 from quire.server.prompts import Prompt, completion_prompts
+from quire.server.rendering import render_requests
 from quire.server.sampling import (
     MAX_COMPLETION_LOGPROBS,
     MAX_TOP_LOGPROBS,
@@ -33,6 +39,7 @@ if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
 
 PATH = "/v1/completions"
+RENDER_PATH = "/v1/completions/render"
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's default for plain completions."""
 
@@ -43,6 +50,8 @@ def add_routes(router: APIRouter) -> None:
     """Register the endpoint."""
     operation = json_operation(CompletionRequest, CompletionResponse, streams=True, refused=COMPLETION_HINTS)
     router.add_api_route(PATH, create_completion, methods=["POST"], **operation)
+    render = array_of_answers(json_operation(CompletionRequest, RenderedRequest, refused=COMPLETION_HINTS))
+    router.add_api_route(RENDER_PATH, render_completion, methods=["POST"], **render)
 
 
 async def create_completion(request: Request) -> Response:
@@ -60,12 +69,36 @@ async def create_completion(request: Request) -> Response:
         engine.tokenizer,
         echo_texts=await _echo_texts(engine, prompts, params) if body.echo else [],
     )
-    try:
+    with _naming_fields(body):
         await generation.submit(prompts, params, incoming.admitted(prompts, params))
+    return await incoming.answer(generation, reply)
+
+
+async def render_completion(request: Request) -> Response:
+    """The prompts of a request and its settings, checked as for an answer that is not given."""
+    incoming = await through_hooks(await take_in(request, _decoder))
+    engine, body = incoming.engine, incoming.body
+    _check(body)
+    params = _params(body, engine.info.default_sampling)
+    prompts = await completion_prompts(engine, body)
+    warnings = checked_warnings(body, incoming.warnings)
+    with _naming_fields(body):
+        rendered = await render_requests(
+            incoming, incoming.generation("cmpl", params, num_prompts=len(prompts)), prompts, params
+        )
+    for one in rendered:
+        one.warnings = list(warnings) or UNSET
+    return Response(msgspec.json.encode(rendered), media_type="application/json")
+
+
+@contextlib.contextmanager
+def _naming_fields(body: CompletionRequest) -> Iterator[None]:
+    """Errors of the engine name the request's fields."""
+    try:
+        yield
     except InvalidRequestError as error:
         error.param = field_of(body, error.param)
         raise
-    return await incoming.answer(generation, reply)
 
 
 def _check(body: CompletionRequest) -> None:

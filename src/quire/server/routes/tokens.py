@@ -16,7 +16,7 @@ from quire.server.openapi import json_operation
 from quire.server.prompts import check_request_template, render
 from quire.server.state import account_of, state_of
 from quire.server.stream import until_disconnect
-from quire.server.tool_use import check_tools_size
+from quire.server.tool_use import check_tools_size, shown_tools
 
 TOKENIZE_PATH = "/tokenize"
 DETOKENIZE_PATH = "/detokenize"
@@ -46,7 +46,7 @@ async def tokenize(request: Request) -> Response:
         text, adds_special = body.prompt, adds_special is not False
     else:
         check_request_template(body, state.config)
-        tools = [msgspec.structs.asdict(tool) for tool in body.tools or ()] or None
+        tools = shown_tools(body.tools or ()) or None
         check_tools_size(tools, "tools")
         text, _ = await render(engine, body, tools=tools, size=len(content))
     token_ids = await until_disconnect(request.receive, engine.tokenize(text, add_special_tokens=bool(adds_special)))
