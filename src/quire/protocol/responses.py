@@ -312,3 +312,13 @@ class ResponseDeleted(msgspec.Struct):
     id: str
     object: str = "response"
     deleted: bool = True
+
+
+class InputItemList(msgspec.Struct):
+    """A part of the items that a response was the answer to, each as OpenAI has it."""
+
+    data: list[dict[str, Any]]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+    object: str = "list"

@@ -20,7 +20,7 @@ from quire.protocol.common import ModelCard, ModelList
 from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.errors import AnthropicErrorBody, ErrorBody
 from quire.protocol.response_events import RESPONSE_EVENTS, ResponseEvent
-from quire.protocol.responses import ResponseDeleted, ResponseObject, ResponsesRequest
+from quire.protocol.responses import InputItemList, ResponseDeleted, ResponseObject, ResponsesRequest
 from quire.protocol.tokens import (
     DetokenizeRequest,
     DetokenizeResponse,
@@ -77,6 +77,7 @@ _WIRE_TYPES = (
     ResponsesRequest,
     ResponseObject,
     ResponseDeleted,
+    InputItemList,
     *RESPONSE_EVENTS,
     MessagesRequest,
     Message,

@@ -20,15 +20,16 @@ _history_decoder = msgspec.json.Decoder(list[ChatMessage])
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """One response: its object, and the conversation up to and with it, both as JSON."""
+    """One response: its object, the conversation up to and with it, and the items it was the answer to; all as JSON."""
 
     body: bytes
     history: bytes
+    items: bytes = b"[]"
 
     @property
     def size(self) -> int:
         """Bytes it takes, its share of the bookkeeping included."""
-        return len(self.body) + len(self.history) + _OVERHEAD_BYTES
+        return len(self.body) + len(self.history) + len(self.items) + _OVERHEAD_BYTES
 
     def messages(self) -> list[ChatMessage]:
         """The conversation, without instructions."""

@@ -16,6 +16,7 @@ from quire.protocol.decode import RequestDecoder
 from quire.protocol.response_events import RESPONSE_EVENTS
 from quire.protocol.responses import (
     FlatTool,
+    InputItemList,
     ReasoningOptions,
     ResponseDeleted,
     ResponseObject,
@@ -23,12 +24,13 @@ from quire.protocol.responses import (
     TextFormat,
     TextOptions,
 )
-from quire.server.batches.access import owner_of
+from quire.server.batches.access import PageSize, owner_of, page_query
 from quire.server.chat_sample import SampleOptions
 from quire.server.chat_turn import ChatTurn, prepare_turn
 from quire.server.hooks.requests import through_hooks
 from quire.server.incoming import Incoming, checked_warnings, take_in
 from quire.server.openapi import event_stream, json_operation
+from quire.server.response_input_items import input_items, kept_items, page_of
 from quire.server.response_store import ResponseStore, StoredResponse
 from quire.server.responses_input import Conversation
 from quire.server.responses_reply import ResponsesReply, ResponsesReplyOptions
@@ -39,6 +41,9 @@ from quire.server.unsupported import RESPONSES_HINTS
 PATH = "/v1/responses"
 ONE_PATH = "/v1/responses/{response_id}"
 CANCEL_PATH = "/v1/responses/{response_id}/cancel"
+ITEMS_PATH = "/v1/responses/{response_id}/input_items"
+_PAGE = PageSize(default=20, most=100)
+"""OpenAI's, for input items."""
 _decoder = RequestDecoder(ResponsesRequest, hints=RESPONSES_HINTS)
 
 
@@ -49,6 +54,8 @@ def add_routes(router: APIRouter) -> None:
     router.add_api_route(PATH, create_response, methods=["POST"], **create)
     router.add_api_route(ONE_PATH, get_response, methods=["GET"], **json_operation(None, ResponseObject))
     router.add_api_route(ONE_PATH, delete_response, methods=["DELETE"], **json_operation(None, ResponseDeleted))
+    items = json_operation(None, InputItemList, query=_PAGE.query)
+    router.add_api_route(ITEMS_PATH, list_input_items, methods=["GET"], **items)
     router.add_api_route(CANCEL_PATH, cancel_response, methods=["POST"], **json_operation(None, ResponseObject))
 
 
@@ -56,7 +63,9 @@ async def create_response(request: Request) -> Response:
     """Continue a conversation, whole or as a stream of events."""
     incoming = await take_in(request, _decoder)
     body, store, owner = incoming.body, state_of(request).responses, owner_of(request)
-    history, tools = _conversation(body, store, owner), tools_of(body)
+    earlier = _earlier(body, store, owner)
+    history, tools = _conversation(body, earlier), tools_of(body)
+    items = input_items(body.input, earlier)
     chat, notes = chat_request(body, history, tools)
     asked = await through_hooks(incoming.told_as(chat, notes))
     try:
@@ -65,7 +74,7 @@ async def create_response(request: Request) -> Response:
             _begun(incoming, turn, tools),
             ResponsesReplyOptions(
                 sample=SampleOptions(top_logprobs=turn.params.logprobs, returns_token_ids=False, style=turn.style),
-                keep=None if body.store is False else _keeper(store, owner, history),
+                keep=None if body.store is False else _keeper(store, owner, history=history, items=items),
             ),
             asked.engine.tokenizer,
         )
@@ -97,6 +106,22 @@ async def delete_response(request: Request) -> Response:
     return Response(msgspec.json.encode(ResponseDeleted(response_id)), media_type="application/json")
 
 
+async def list_input_items(request: Request) -> Response:
+    """The items a kept response was the answer to, those of earlier turns included; the newest first unless asked."""
+    unknown = [name for name in request.query_params if name not in _PAGE.query]
+    if unknown:
+        raise InvalidRequestError(
+            f"{unknown[0][:64]} is not supported here; allowed: {', '.join(_PAGE.query)}",
+            param=unknown[0][:64],
+            code="unsupported_parameter",
+        )
+    stored = state_of(request).responses.get(owner_of(request), request.path_params["response_id"])
+    shown, has_more = page_of(kept_items(stored), page_query(request, _PAGE))
+    first, last = (shown[0].id, shown[-1].id) if shown else (None, None)
+    answer = InputItemList([item.fields for item in shown], first, last, has_more)
+    return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
 async def cancel_response(request: Request) -> Response:
     """Refuse, as OpenAI does for every response that was not made in the background; here none is."""
     state_of(request).responses.get(owner_of(request), request.path_params["response_id"])
@@ -106,11 +131,15 @@ async def cancel_response(request: Request) -> Response:
     )
 
 
-def _conversation(body: ResponsesRequest, store: ResponseStore, owner: str) -> list[ChatMessage]:
+def _earlier(body: ResponsesRequest, store: ResponseStore, owner: str) -> StoredResponse | None:
+    """The response that this one goes on from."""
+    response_id = body.previous_response_id
+    return None if response_id is None else store.get(owner, response_id, param="previous_response_id")
+
+
+def _conversation(body: ResponsesRequest, earlier: StoredResponse | None) -> list[ChatMessage]:
     """Everything that was said, without instructions, which hold for one turn only."""
-    earlier = body.previous_response_id
-    history = [] if earlier is None else store.get(owner, earlier, param="previous_response_id").messages()
-    conversation = Conversation(history)
+    conversation = Conversation([] if earlier is None else earlier.messages())
     if isinstance(body.input, str):
         conversation.add_text("user", body.input)
     else:
@@ -124,11 +153,13 @@ def _conversation(body: ResponsesRequest, store: ResponseStore, owner: str) -> l
     return conversation.messages
 
 
-def _keeper(store: ResponseStore, owner: str, history: list[ChatMessage]) -> Callable[[ResponseObject], None]:
+def _keeper(
+    store: ResponseStore, owner: str, *, history: list[ChatMessage], items: bytes
+) -> Callable[[ResponseObject], None]:
     def keep(response: ResponseObject) -> None:
         conversation = Conversation(history)
         conversation.add_output(response.output)
-        kept = StoredResponse(msgspec.json.encode(response), msgspec.json.encode(conversation.messages))
+        kept = StoredResponse(msgspec.json.encode(response), msgspec.json.encode(conversation.messages), items)
         store.put(owner, response.id, kept)
 
     return keep
