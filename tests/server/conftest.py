@@ -53,6 +53,9 @@ class FakeTokenizer:
     def token_text(self, token_id: int) -> str:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def token_id(self, spelling: str) -> int | None:
+        return None
+
     def special_id(self, text: str) -> int | None:
         return {"<s>": BOS, "</s>": EOS}.get(text)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from quire import AsyncEngine, EngineConfig
 from quire.base.structured import StructuredOutputsParams
 from quire.text.grammar import grammar_of
 
@@ -103,3 +104,32 @@ async def test_a_shape_that_cannot_be_is_refused_by_the_field_that_asked_for_it(
 def test_a_lark_grammar_may_hold_the_sign_of_gbnf_within_its_texts():
     lark = 'start: "a ::= b"'
     assert grammar_of(StructuredOutputsParams(grammar=lark)) == lark
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_usage_counts_no_more_reasoning_than_the_budget_and_its_end(make_http, parse_sse, draft_path, stream):
+    """Through a real engine: the answer goes on behind the forced end, for every sample."""
+    config = EngineConfig.from_options(model=draft_path, max_model_len=512, kv_cache_memory_bytes=2**22)
+    engine = await AsyncEngine.start(config, in_process=True)
+    try:
+        http = make_http(engine, reasoning_parser="think")
+        end = engine.tokenizer.encode("</think>", add_special_tokens=False)
+        messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>Well"}]
+        options = {"include_usage": True} if stream else None
+        fields = {"n": 3, "max_tokens": 60, "min_tokens": 60, "stream": stream, "stream_options": options}
+        for budget in (0, 1, 4, 17):
+            answer = await ask(
+                http,
+                messages=messages,
+                continue_final_message=True,
+                thinking_token_budget=budget,
+                seed=budget,
+                **fields,
+            )
+            assert answer.status_code == 200, answer.text
+            body = json.loads(parse_sse(answer.text)[-2]) if stream else answer.json()
+            counted = body["usage"]["completion_tokens_details"]["reasoning_tokens"]
+            assert counted <= 3 * (budget + len(end))
+            assert stream or all(choice["message"]["content"] for choice in body["choices"])
+    finally:
+        await engine.close()

@@ -50,7 +50,7 @@ def kept_items(stored: StoredResponse) -> list[InputItem]:
 
 
 def page_of(items: Sequence[InputItem], query: PageQuery) -> tuple[list[InputItem], bool]:
-    """The part of a list, oldest first, that a query asks for, and whether there is more; raises InvalidRequestError."""
+    """The part of a list, oldest first, that is asked for, and whether there is more; raises InvalidRequestError."""
     ordered = list(items) if query.is_ascending else list(reversed(items))
     if query.after is not None:
         place = next((place for place, item in enumerate(ordered) if item.id == query.after), None)

@@ -114,6 +114,10 @@ class Tokenizer:
         """A token as readable text; bytes that are no whole character show as U+FFFD."""
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
+    def token_id(self, spelling: str) -> int | None:
+        """The id of the token that the vocabulary writes so, None where there is none."""
+        return self._codec.token_to_id(spelling)
+
     def special_id(self, text: str) -> int | None:
         """The id of a text that is one special token, None for any other."""
         token_id = self._codec.token_to_id(text)

@@ -19,6 +19,7 @@ from quire.protocol.completions import CompletionRequest, CompletionResponse
 from quire.protocol.decode import RequestDecoder
 from quire.protocol.tokens import RenderedRequest
 from quire.server.completion_reply import CompletionReply, CompletionReplyOptions
+from quire.server.fill_in import fill_in_of, fill_in_prompts
 from quire.server.hooks.requests import through_hooks
 from quire.server.incoming import checked_warnings, take_in
 from quire.server.openapi import array_of_answers, json_operation
@@ -37,6 +38,7 @@ from quire.server.unsupported import COMPLETION_HINTS
 
 if TYPE_CHECKING:
     from quire.engine.async_engine import AsyncEngine
+    from quire.text.fill_in import FillIn
 
 PATH = "/v1/completions"
 RENDER_PATH = "/v1/completions/render"
@@ -58,10 +60,9 @@ async def create_completion(request: Request) -> Response:
     """Continue one or many prompts, whole or as a stream."""
     incoming = await through_hooks(await take_in(request, _decoder))
     engine, body = incoming.engine, incoming.body
-    _check(body)
-    params = _params(body, engine.info.default_sampling)
+    params, fill_in = _read(engine, body)
     incoming.call.enter_queue()
-    prompts = await completion_prompts(engine, body)
+    prompts = await _prompts(engine, body, fill_in)
     generation = incoming.generation("cmpl", params, num_prompts=len(prompts))
     reply = CompletionReply(
         incoming.header(generation),
@@ -78,9 +79,8 @@ async def render_completion(request: Request) -> Response:
     """The prompts of a request and its settings, checked as for an answer that is not given."""
     incoming = await through_hooks(await take_in(request, _decoder))
     engine, body = incoming.engine, incoming.body
-    _check(body)
-    params = _params(body, engine.info.default_sampling)
-    prompts = await completion_prompts(engine, body)
+    params, fill_in = _read(engine, body)
+    prompts = await _prompts(engine, body, fill_in)
     warnings = checked_warnings(body, incoming.warnings)
     with _naming_fields(body):
         rendered = await render_requests(
@@ -89,6 +89,21 @@ async def render_completion(request: Request) -> Response:
     for one in rendered:
         one.warnings = list(warnings) or UNSET
     return Response(msgspec.json.encode(rendered), media_type="application/json")
+
+
+def _read(engine: AsyncEngine, body: CompletionRequest) -> tuple[SamplingParams, FillIn | None]:
+    """How to draw, and how to ask for what stands before a suffix; raises InvalidRequestError."""
+    _check(body)
+    params, fill_in = _params(body, engine.info.default_sampling), fill_in_of(engine, body)
+    if fill_in is not None and not params.ignore_eos:
+        params.stop_token_ids += [end for end in fill_in.end_ids if end not in params.stop_token_ids]
+    return params, fill_in
+
+
+async def _prompts(engine: AsyncEngine, body: CompletionRequest, fill_in: FillIn | None) -> list[Prompt]:
+    if fill_in is None:
+        return await completion_prompts(engine, body)
+    return await fill_in_prompts(engine, body, fill_in)
 
 
 @contextlib.contextmanager
@@ -106,8 +121,6 @@ def _check(body: CompletionRequest) -> None:
     check_streaming(body)
     check_count("logprobs", body.logprobs, MAX_COMPLETION_LOGPROBS)
     check_count("prompt_logprobs", body.prompt_logprobs, MAX_TOP_LOGPROBS)
-    if body.suffix:
-        raise InvalidRequestError("suffix is not supported by this model", param="suffix", code="unsupported_value")
     if body.best_of is not None and body.best_of != (body.n or 1):
         raise InvalidRequestError(
             f"best_of must equal n ({body.n or 1}), found {body.best_of}; ask for more samples with n",
