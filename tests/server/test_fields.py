@@ -175,6 +175,7 @@ def test_every_field_has_a_sample_and_every_route_that_takes_json_is_here():
         if "application/json" in methods.get("post", {}).get("requestBody", {}).get("content", {})
     }
     same = {"/score": "/v1/score", "/rerank": "/v1/rerank", "/v2/rerank": "/v1/rerank"}
+    same |= {f"{route}/render": route for route in ("/v1/chat/completions", "/v1/completions")}
     assert {same.get(route, route) for route in takes_json} == {*BODIES, "/v1/batches"}
     for alias, route in same.items():
         assert operation(alias)["requestBody"] == operation(route)["requestBody"]

@@ -21,7 +21,7 @@ class CompletionRequest(SamplingFields, kw_only=True, forbid_unknown_fields=True
     logprobs: int | None = None
     echo: bool | None = None
     best_of: Annotated[int | None, only("the value of `n`")] = None
-    suffix: Annotated[str | None, only("an empty text")] = None
+    suffix: Annotated[str | None, only("an empty text, or any where the model can fill in the middle")] = None
 
 
 class CompletionLogprobs(msgspec.Struct):
