@@ -104,18 +104,19 @@ def run_steps(config: EngineConfig, load: StepLoad) -> list[StepCost]:
     if longest < load.steps + 2:
         raise ConfigError(f"{load.steps} steps after a prompt of {load.prompt_tokens} exceed max_model_len")
     if load.constrained:  # compiled before a batch waits for it
-        _measure(core, list(_requests(1, 1, "greedy", load=load, vocabulary=info.vocab_rows)), load)
+        _measure(core, list(_requests(1, 1, "greedy", load=load, vocabulary=info.vocab_rows, longest=longest)), load)
     costs = []
     for sampling in load.sampling:
         for rows in load.rows:
             for constrained in (0, load.constrained) if load.constrained else (0,):
-                requests = list(_requests(rows, constrained, sampling, load=load, vocabulary=info.vocab_rows))
+                drawn = _requests(rows, constrained, sampling, load=load, vocabulary=info.vocab_rows, longest=longest)
+                requests = list(drawn)
                 costs.append(_measure(core, requests, load, sampling=sampling))
     return costs
 
 
 def _requests(
-    rows: int, constrained: int, sampling: str, *, load: StepLoad, vocabulary: int
+    rows: int, constrained: int, sampling: str, *, load: StepLoad, vocabulary: int, longest: int
 ) -> Iterator[EngineRequest]:
     draw, grammar = random.Random(rows), json_schema_grammar(SCHEMA)
     for index in range(rows):
@@ -124,7 +125,7 @@ def _requests(
             request_id=f"step-{sampling}-{rows}-{index}",
             prompt_token_ids=[draw.randrange(vocabulary) for _ in range(load.prompt_tokens)],
             params=SAMPLING[sampling],
-            max_tokens=load.steps + 2,
+            max_tokens=longest,  # whoever starts first runs until the grammars of the others are there
             seed=index,
             arrival_time=time.monotonic(),
         )
@@ -133,7 +134,8 @@ def _requests(
 def _measure(core: EngineCore, requests: list[EngineRequest], load: StepLoad, *, sampling: str = "greedy") -> StepCost:
     core.inbox.put(AddMessage(requests))
     while (stats := core.stats()).num_running < len(requests) or stats.batch_tokens != len(requests):
-        core.advance()
+        if any(output.finish_reason is not None for output in core.advance()):
+            raise RuntimeError("a request ended before all of them ran; give a longer max_model_len")
     deadline = time.perf_counter() + load.max_seconds
     steps: list[tuple[float, ...]] = []
     while core.has_work and len(steps) < load.steps and (not steps or time.perf_counter() < deadline):
