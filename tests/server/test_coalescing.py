@@ -351,6 +351,21 @@ async def test_log_probabilities_stay_with_their_tokens() -> None:
             assert [list(entry) for entry in delta.logprobs or []] == [[token] for token in delta.token_ids]
 
 
+async def test_who_reads_late_still_learns_what_each_step_brought() -> None:
+    """Reasoning is counted by step, so usage must not depend on when one joined."""
+    outputs = scripted(random.Random(4), 1, 30)
+    steps = [(len(delta.text), len(delta.token_ids)) for output in outputs for delta in output.outputs]
+    run = SharedRun(Script(outputs).submit, lambda: None, 1)
+    early = await run.join("x", None).begin()
+    first = await anext(early)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    late = [output async for output in await run.join("y", None).begin()]
+    rest = [output async for output in early]
+    for found in (late, [first, *rest]):
+        assert [piece for output in found for delta in output.outputs for piece in delta.pieces] == steps
+
+
 async def test_a_run_that_nobody_waits_for_any_more_is_never_queued() -> None:
     """REL-1: all left while it was being checked."""
     entered, left = asyncio.Event(), asyncio.Event()

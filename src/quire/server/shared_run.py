@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import NamedTuple, Protocol
 
 from quire.base.errors import DeadlineExceededError, OverloadedError, QuireError
-from quire.base.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from quire.base.outputs import CompletionOutput, DeltaOutput, Logprob, RequestMetrics, RequestOutput
 from quire.engine.collector import MAX_PENDING_BYTES
 
 MAX_REPLAY_BYTES = 4 * 2**20
@@ -45,6 +45,7 @@ class _Place(NamedTuple):
 
     texts: int = 0
     tokens: int = 0
+    pieces: int = 0
     has_end: bool = False
 
 
@@ -58,6 +59,7 @@ class _SampleLog:
         self._texts: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[dict[int, Logprob]] = []
+        self._pieces: list[tuple[int, int]] = []  # as in `DeltaOutput`
         self._last: CompletionOutput | None = None
 
     def add(self, delta: CompletionOutput) -> int:
@@ -68,18 +70,21 @@ class _SampleLog:
             self._texts.append(delta.text)
         self._token_ids += delta.token_ids
         self._logprobs += entries
+        whole = [(len(delta.text), len(delta.token_ids))]
+        self._pieces += delta.pieces if isinstance(delta, DeltaOutput) else whole
         self.end = _Place(
             self._first.texts + len(self._texts),
             self._first.tokens + len(self._token_ids),
+            self._first.pieces + len(self._pieces),
             delta.finish_reason is not None,
         )
         return len(delta.text) + _TOKEN_BYTES * len(delta.token_ids) + _LOGPROB_BYTES * sum(map(len, entries))
 
-    def since(self, place: _Place) -> CompletionOutput:
+    def since(self, place: _Place) -> DeltaOutput:
         """What came after a place, in one piece."""
         assert self._last is not None
         tokens = place.tokens - self._first.tokens
-        return CompletionOutput(
+        return DeltaOutput(
             index=self._index,
             text="".join(self._texts[place.texts - self._first.texts :]),
             token_ids=self._token_ids[tokens:],
@@ -87,6 +92,7 @@ class _SampleLog:
             logprobs=None if self._last.logprobs is None else self._logprobs[tokens:],
             finish_reason=self._last.finish_reason,
             stop_reason=self._last.stop_reason,
+            pieces=self._pieces[place.pieces - self._first.pieces :],
         )
 
     def trim(self, place: _Place) -> None:
@@ -95,6 +101,7 @@ class _SampleLog:
         if tokens < _TRIM:
             return
         del self._texts[:texts], self._token_ids[:tokens], self._logprobs[:tokens]
+        del self._pieces[: place.pieces - self._first.pieces]
         self._first = place
 
 
@@ -269,7 +276,7 @@ class SharedStream:
     def _take(self) -> RequestOutput:
         run, last = self._run, self._run.last
         assert last is not None
-        outputs = []
+        outputs: list[CompletionOutput] = []
         for index, log in enumerate(run.logs):
             if self.places[index] != log.end and index not in self.ended:
                 outputs.append(log.since(self.places[index]))
