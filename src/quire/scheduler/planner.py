@@ -58,9 +58,10 @@ class Planner:
 
     def begin(self, step: int) -> Decision:
         """An empty decision with the step's token budget."""
-        running, waiting, background, is_paused = self._roster.running, self._roster.waiting, 0, False
+        running, waiting, is_paused = self._roster.running, self._roster.waiting, False
+        background = self._background.num_tokens()  # asked in every step, so that it sees who comes before a batch does
         if waiting.has_background:
-            background, is_paused = self._background.num_tokens(), self._background.is_paused(self._unplaced)
+            is_paused = self._background.is_paused(self._unplaced)
             running = [r for r in running if not r.is_background]
         num_decodes = sum([len(r.token_ids) + r.num_in_flight - r.num_computed_tokens == 1 for r in running])
         if waiting.has_background and not is_paused:

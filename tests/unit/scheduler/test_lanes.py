@@ -119,9 +119,6 @@ def test_its_steps_are_short_until_nobody_has_come_for_a_while(sim, prompt, back
     s.add(prompt(99, 8), max_tokens=2, name="asked")
     s.run()
     background(s, length=400)
-    assert s.step().num_tokens == 256, "nobody saw it come before it did"
-    s.add(prompt(98, 8), max_tokens=1, name="again")
-    s.step()
     assert [s.step().num_tokens for _ in range(3)] == [SHORT] * 3
     s.pass_time(WATCHED_SECONDS)
     assert s.step().num_tokens > SHORT
