@@ -150,6 +150,17 @@ def test_masked_rivals_are_still_numbers(live_server):
         assert all(-9999 <= rival["logprob"] <= 0 for rival in entry["top_logprobs"])
 
 
+def test_what_leaves_no_token_to_go_on_with_is_the_requests_own_error(live_server, raw_post):
+    """SEC-17: the token is no part of the only choice; whole as 400, streamed as the last event."""
+    body = {"prompt": "x", "allowed_token_ids": [300], "structured_outputs": {"choice": ["y"]}, "max_tokens": 3}
+    response = httpx.post(live_server.url + COMPLETIONS, json=body, timeout=60)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["code"]) == (400, "invalid_request_error", "no_token_left")
+    assert "loosen one of them" in error["message"]
+    answer = raw_post(live_server.url, COMPLETIONS, body | {"stream": True}).answer()
+    assert "no_token_left" in answer.body.decode() and "[DONE]" not in answer.body.decode()
+
+
 def test_completion_streams_number_prompts_and_samples(live_server, raw_post):
     """S50, S52: choice = prompt x n + sample; each has its text and one finish chunk."""
     body = {"prompt": ["Once upon a time", [270, 283, 81]], "n": 2, "max_tokens": 6, "seed": 3, "ignore_eos": True}

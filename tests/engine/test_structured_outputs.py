@@ -8,7 +8,7 @@ import pytest
 
 from quire import LLM, AsyncEngine, SamplingParams, StructuredOutputsParams
 from quire.base.config import EngineConfig
-from quire.base.errors import InvalidRequestError
+from quire.base.errors import InvalidRequestError, NoTokenLeftError
 
 PERSON = {
     "type": "object",
@@ -135,7 +135,7 @@ def test_a_constraint_and_token_lists_that_exclude_one_another_end_in_an_error_o
     impossible = SamplingParams(
         allowed_token_ids=[300], structured_outputs=StructuredOutputsParams(choice=["y"]), temperature=0.0
     )
-    with pytest.raises(Exception, match="no token is left to draw"):
+    with pytest.raises(NoTokenLeftError, match="no token is left to draw"):
         llm.generate("x", impossible, use_tqdm=False)
     assert llm.generate("x", params(choice=["y"]), use_tqdm=False)[0].outputs[0].text == "y"
 

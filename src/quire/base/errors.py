@@ -7,6 +7,7 @@
     ├── InvalidRequestError        what one request asks for cannot be done
     │   ├── ContextLengthError     the prompt (and the output asked for) exceed the model's length
     │   ├── ModelNotFoundError     the request names a model that is not served here
+    │   ├── NoTokenLeftError       what the request allows and forbids leaves no token to go on with
     │   └── TemplateError          the chat template is missing or refuses the conversation
     ├── OverloadedError            try again later (queue full, draining)
     ├── RateLimitError             the tenant used up what its key allows for now
@@ -58,6 +59,12 @@ class ModelNotFoundError(InvalidRequestError):
     """The request names a model that this server does not serve."""
 
     code = "model_not_found"
+
+
+class NoTokenLeftError(InvalidRequestError):
+    """What a request allows and forbids leaves no token to go on with, which only shows while it is answered."""
+
+    code = "no_token_left"
 
 
 class TemplateError(InvalidRequestError):

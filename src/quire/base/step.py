@@ -14,6 +14,7 @@ Order within one step, binding for every runner:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from quire.base.constraint import TokenConstraint
 from quire.base.outputs import TokenLogprobs
@@ -70,6 +71,14 @@ class SchedulerOutput:
         return sum(self.num_scheduled)
 
 
+class RowFailure(NamedTuple):
+    """Why a row has no token."""
+
+    reason: str
+    error_kind: str = "StepError"
+    """The class of `base/errors.py` that the request ends with."""
+
+
 @dataclass(slots=True, kw_only=True)
 class SampledTokens:
     """The device's answer. Lists run parallel to `SchedulerOutput.rows`."""
@@ -83,5 +92,5 @@ class SampledTokens:
     (as far as they are prompt tokens) for rows that asked."""
     pooled: dict[int, bytes] = field(default_factory=dict)
     """By position in `rows`: the vectors of rows that pool and are complete, as little-endian float32."""
-    failed_rows: dict[int, str] = field(default_factory=dict)
+    failed_rows: dict[int, RowFailure] = field(default_factory=dict)
     """By position in `rows`: rows whose computation failed (NaN logits, say), and why; their tokens are not valid."""

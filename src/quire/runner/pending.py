@@ -10,15 +10,15 @@ import numpy as np
 from torch import Tensor
 
 from quire.base.outputs import TokenLogprobs
-from quire.base.step import SampledTokens
+from quire.base.step import RowFailure, SampledTokens
 from quire.ops.sampling import TokenLogprobTensors
 from quire.runner.device import Device
 from quire.runner.errors import AllocationFailuresAsStepErrors
 from quire.runner.prompt_logprobs import PromptPart
-from quire.runner.sampler import STATUS_TEXT, SampledTensors, status_of
+from quire.runner.sampler import FAILURES, SampledTensors, status_of
 
-_NAN_PROMPT = "the model's log-probabilities of this prompt are NaN"
-_NAN_VECTOR = "the model's hidden states of this prompt are NaN or infinite"
+_NAN_PROMPT = RowFailure("the model's log-probabilities of this prompt are NaN")
+_NAN_VECTOR = RowFailure("the model's hidden states of this prompt are NaN or infinite")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ def _assemble(results: StepResults, host: Iterable[Tensor]) -> SampledTokens:
     for line, _ in results.pooled:
         _tell_vector(answer, line, next(tensors))
     for line, reason in results.invalid.items():
-        answer.failed_rows[line] = reason
+        answer.failed_rows[line] = RowFailure(reason)
         answer.token_ids[line] = []
     return answer
 
@@ -107,7 +107,7 @@ def _tell_failures(answer: SampledTokens, lines: Sequence[int], largest: Sequenc
     for line, value in zip(lines, largest, strict=True):
         if not isfinite(value):
             answer.token_ids[line] = []
-            answer.failed_rows[line] = STATUS_TEXT[status_of(value)]
+            answer.failed_rows[line] = FAILURES[status_of(value)]
 
 
 def _tell_vector(answer: SampledTokens, line: int, vector: Tensor) -> None:

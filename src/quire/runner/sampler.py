@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from quire.base.constraint import TokenConstraint
-from quire.base.step import NewRow
+from quire.base.step import NewRow, RowFailure
 from quire.ops import sampling as ops
 from quire.runner.device import Device
 from quire.runner.logits_processor import LogitsProcessor, RowContext, build_logits_processors
@@ -43,10 +43,13 @@ class RowStatus(IntEnum):
     ALL_MASKED = 2
 
 
-STATUS_TEXT = {
-    RowStatus.NOT_FINITE: "the model's logits for this request are NaN or infinite",
-    RowStatus.ALL_MASKED: "no token is left to draw: the output's grammar, allowed_token_ids, bad_words and min_tokens "
-    "together exclude all",
+FAILURES = {
+    RowStatus.NOT_FINITE: RowFailure("the model's logits for this request are NaN or infinite"),
+    RowStatus.ALL_MASKED: RowFailure(
+        "no token is left to draw: the output's grammar, allowed_token_ids, bad_words and min_tokens together exclude "
+        "all; loosen one of them",
+        "NoTokenLeftError",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from quire.base.constraint import TokenConstraint
 from quire.base.metrics import EngineStats
 from quire.base.outputs import FinishReason, TokenOutput
 from quire.base.request import EngineRequest, Request, RequestStatus
-from quire.base.step import SampledTokens, SchedulerOutput
+from quire.base.step import RowFailure, SampledTokens, SchedulerOutput
 from quire.cache.manager import KVCacheManager
 from quire.scheduler import report
 from quire.scheduler.budget import SchedulerLimits
@@ -105,8 +105,9 @@ class Scheduler:
                 continue  # it ended while the step ran; the extra token is dropped
             request.num_in_flight -= work.samples[position]
             if position in sampled.failed_rows:
-                reason = (request.constraint and request.constraint.failure) or sampled.failed_rows[position]
-                outputs.append(self._finish(request, _error(request, reason, "StepError")))
+                gave_up = request.constraint and request.constraint.failure
+                failure = RowFailure(gave_up) if gave_up else sampled.failed_rows[position]
+                outputs.append(self._finish(request, _error(request, *failure)))
                 continue
             output = self.collector.collect(request, work, sampled, position=position, now=now)
             if output is None:

@@ -9,6 +9,7 @@ import torch
 
 from quire.base.errors import StepError
 from quire.base.sampling import SamplingParams
+from quire.base.step import RowFailure
 
 RNG = random.Random(3)
 PROMPTS = [[RNG.randrange(61) for _ in range(n)] for n in (5, 17, 1, 30)]
@@ -173,7 +174,7 @@ def test_a_row_that_reads_a_poisoned_page_fails_alone(make_driver, solo):
     driver.runner.poison(jobs[1].pages[:1])
     sampled = driver.step(dict.fromkeys(jobs, 1))
     assert list(sampled.failed_rows) == [1]
-    assert "NaN" in sampled.failed_rows[1]
+    assert "NaN" in sampled.failed_rows[1].reason
     assert sampled.token_ids[1] == []
     driver.free(jobs[1])
     healthy = [jobs[0], jobs[2], jobs[3]]
@@ -223,7 +224,7 @@ def test_token_ids_outside_the_vocabulary_fail_their_row_and_never_reach_the_mod
     driver = make_driver()
     bad, good = driver.add(0, [1, 61, -3]), driver.add(1, PROMPTS[0])
     sampled = driver.step({bad: 3, good: 5})
-    assert sampled.failed_rows == {0: "token id 61 is outside the model's vocabulary (0 to 60)"}
+    assert sampled.failed_rows == {0: RowFailure("token id 61 is outside the model's vocabulary (0 to 60)")}
     assert driver.run([good], 5) == [solo(PROMPTS[0], 5)]
     driver.free(bad)
     assert driver.run([driver.add(0, PROMPTS[2])], 5) == [solo(PROMPTS[2], 5)]

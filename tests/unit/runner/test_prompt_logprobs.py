@@ -67,5 +67,5 @@ def test_nan_in_a_prompt_fails_its_row_and_sends_no_numbers(make_driver):
     driver.step({job: 9})
     driver.runner.poison(job.pages[:1])
     sampled = driver.step({job: 5})
-    assert "NaN" in sampled.failed_rows[0]
+    assert "NaN" in sampled.failed_rows[0].reason
     assert sampled.prompt_logprobs == {}

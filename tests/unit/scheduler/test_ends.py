@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from quire.base.outputs import FinishReason
-from quire.base.step import SampledTokens
+from quire.base.step import RowFailure, SampledTokens
 
 STEM = [7, 3, 9, 4, 1, 8, 2, 6, 5, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21]
 
@@ -103,7 +103,7 @@ def test_a_failed_row_ends_only_its_request(sim, prompt):
     names = [s.add(prompt(i, 4), max_tokens=4) for i in range(3)]
     work = s.scheduler.schedule()
     sampled = s.device.launch(work)
-    sampled.failed_rows[1] = "logits are not finite"
+    sampled.failed_rows[1] = RowFailure("logits are not finite")
     s.take(s.scheduler.commit(work, sampled))
     s.run()
     s.verify()
