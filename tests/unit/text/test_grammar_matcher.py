@@ -6,7 +6,7 @@ import pytest
 from quire.base.errors import InvalidRequestError
 from quire.base.structured import StructuredOutputsParams
 from quire.text.grammar import grammar_of
-from quire.text.grammar_matcher import GrammarCompiler, GrammarConstraint, mask_bytes, no_vocabulary
+from quire.text.grammar_matcher import GrammarCompiler, GrammarConstraint, kept_bytes, mask_bytes, no_vocabulary
 from quire.text.grammar_vocabulary import build_vocabulary
 from quire.text.tokenizer import Tokenizer
 
@@ -95,14 +95,14 @@ def test_equal_grammars_are_compiled_once_and_used_apart(vocabulary, tokenizer):
     assert allowed(first, vocabulary) != allowed(second, vocabulary)
 
 
-def test_old_grammars_are_given_up_when_their_text_exceeds_the_bound(vocabulary, monkeypatch):
-    """SEC-19."""
-    monkeypatch.setattr("quire.text.grammar_matcher.MAX_KEPT_BYTES", 300)
+def test_old_grammars_are_given_up_when_their_memory_exceeds_the_bound(vocabulary, monkeypatch):
+    """SEC-19: what each takes however small it is counts too."""
+    monkeypatch.setattr("quire.text.grammar_matcher.MAX_KEPT_BYTES", 300_000)
     compiler = GrammarCompiler(lambda: vocabulary)
     for index in range(20):
         constraint(compiler, choice=[f"{index:040d}"])
-    assert 1 <= len(compiler._compiled) <= 6
-    assert compiler._kept_bytes == sum(map(len, compiler._compiled)) <= 300
+    assert 1 <= len(compiler._compiled) <= 4
+    assert compiler._kept_bytes == sum(map(kept_bytes, compiler._compiled)) <= 300_000
 
 
 def test_a_mask_of_another_size_is_refused(compiler):
