@@ -52,6 +52,14 @@ async def test_plain_prompts_are_a_list(http, engine):
     assert shown["prompt"] == "text" and not engine.submitted
 
 
+async def test_a_prompt_of_ids_is_spelled_once(http, engine, monkeypatch):
+    """It may be as long as the context."""
+    spelled, decode = [], engine.tokenizer.decode
+    monkeypatch.setattr(engine.tokenizer, "decode", lambda ids, **how: spelled.append(ids) or decode(ids, **how))
+    await render(http, PLAIN, prompt=[72, 105])
+    assert spelled == [[72, 105]]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [

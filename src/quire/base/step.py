@@ -72,7 +72,7 @@ class SchedulerOutput:
 
 
 class RowFailure(NamedTuple):
-    """Why a row has no token."""
+    """Why a row has no valid result."""
 
     reason: str
     error_kind: str = "StepError"

@@ -31,7 +31,10 @@ class BackgroundWatch:
         self._num_paused = 0
 
     def num_tokens(self) -> int:
-        """How many tokens of background work the step may compute, if any."""
+        """How many tokens of background work the step may compute, if any.
+
+        Asked once for every step, also while there is no such work: that is how it learns when somebody was here.
+        """
         now = self._clock()
         if self._roster.waiting.has_foreground:
             self._watched_until = now + WATCHED_SECONDS

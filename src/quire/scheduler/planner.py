@@ -59,7 +59,7 @@ class Planner:
     def begin(self, step: int) -> Decision:
         """An empty decision with the step's token budget."""
         running, waiting, is_paused = self._roster.running, self._roster.waiting, False
-        background = self._background.num_tokens()  # asked in every step, so that it sees who comes before a batch does
+        background = self._background.num_tokens()
         if waiting.has_background:
             is_paused = self._background.is_paused(self._unplaced)
             running = [r for r in running if not r.is_background]

@@ -44,9 +44,7 @@ async def _rendered(incoming: Incoming[T], request_id: str, prompt: Prompt, para
     return RenderedRequest(
         request_id=request_id,
         token_ids=prompt.token_ids,
-        prompt=prompt.text
-        if prompt.text is not None
-        else await engine.texts.run(len(prompt.token_ids), decode, prompt.token_ids),
+        prompt=text,
         sampling_params=dataclasses.asdict(params) | {"max_tokens": checked.engine.max_tokens},
         model=incoming.call.model,
         stream=bool(body.stream),
