@@ -2,12 +2,17 @@
 
 import asyncio
 import dataclasses
+import itertools
 import json
+import sqlite3
+import time
 
 import pytest
 
 from quire.base.errors import OverloadedError
 from quire.base.request import BACKGROUND_PRIORITY
+from quire.server.batches.reading import InputMissingError
+from quire.server.errors import StorageFullError
 
 ROUTE = "/v1/completions"
 
@@ -139,3 +144,43 @@ async def test_without_a_folder_the_endpoints_say_what_is_missing(http):
     for method, path in [("GET", "/v1/files"), ("GET", "/v1/batches"), ("GET", "/v1/batches/x")]:
         answer = await http.request(method, path)
         assert answer.status_code == 400 and "--files-dir" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("method", ["open_owners", "next_open", "change"])
+async def test_a_database_that_fails_for_a_while_holds_batches_up_and_does_not_end_them(
+    served, monkeypatch, lines, method
+):
+    """Whatever fails is tried again, after a pause, by a worker that is still there."""
+    monkeypatch.setattr("quire.server.batches.runner.MAX_WAIT_SECONDS", 0.01)
+    real, failures = getattr(served.runner.batches, method), [sqlite3.OperationalError("disk I/O error")] * 3
+    moments = []
+
+    def unsteady(*arguments, **options):
+        if failures:
+            moments.append(time.monotonic())
+            raise failures.pop()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(served.runner.batches, method, unsteady)
+    batch = (await served.create(lines(2))).json()
+    assert (await served.until(batch["id"], "completed"))["request_counts"]["completed"] == 2
+    assert not failures and all(later - earlier >= 0.009 for earlier, later in itertools.pairwise(moments))
+
+
+async def test_a_batch_whose_input_is_gone_fails_also_when_the_disk_is_full_at_first(served, monkeypatch, lines):
+    monkeypatch.setattr("quire.server.batches.runner.MAX_WAIT_SECONDS", 0.01)
+    real, refusals = served.runner._fail, [StorageFullError("full")] * 2
+
+    def fail(*arguments):
+        if refusals:
+            raise refusals.pop()
+        real(*arguments)
+
+    def find_nothing(*arguments):
+        raise InputMissingError("gone")
+
+    monkeypatch.setattr(served.runner, "_fail", fail)
+    monkeypatch.setattr(served.runner, "_validate", find_nothing)
+    batch = (await served.create(lines(2))).json()
+    assert (await served.until(batch["id"], "failed"))["errors"]["data"][0]["code"] == "input_missing"
+    assert not refusals

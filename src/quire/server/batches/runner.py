@@ -81,7 +81,13 @@ class BatchRunner:
         """See to it that everybody with an open batch has a worker."""
         while True:
             self._news.clear()
-            for owner in await asyncio.to_thread(self.batches.open_owners):
+            try:
+                owners = await asyncio.to_thread(self.batches.open_owners)
+            except Exception:
+                logger.exception("the open batches cannot be read; trying again in a while")
+                await asyncio.sleep(MAX_WAIT_SECONDS)
+                continue
+            for owner in owners:
                 if owner not in self._workers:
                     self._workers[owner] = task = asyncio.create_task(self._work_for(owner))
                     task.add_done_callback(partial(self._worker_ended, owner))
@@ -93,17 +99,21 @@ class BatchRunner:
 
     async def _work_for(self, owner: str) -> None:
         """Take the batches of a tenant to their ends, the oldest first."""
-        while (batch := await asyncio.to_thread(self.batches.next_open, owner)) is not None:
+        while True:
             try:
-                await self._advance(batch, owner)
-            except InputMissingError as error:
-                await asyncio.to_thread(self._fail, batch, str(error))
+                batch = await asyncio.to_thread(self.batches.next_open, owner)
+                if batch is None:
+                    return
+                try:
+                    await self._advance(batch, owner)
+                except InputMissingError as error:
+                    await asyncio.to_thread(self._fail, batch, str(error))
             except StorageFullError as error:
-                logger.warning("batch %s waits for room: %s", batch.id, error)
+                logger.warning("the batches of tenant %r wait for room: %s", owner, error)
                 await asyncio.sleep(MAX_WAIT_SECONDS)
             except Exception:
                 # One batch's trouble must not end the work of the others for good.
-                logger.exception("batch %s cannot go on; trying again in a while", batch.id)
+                logger.exception("the batches of tenant %r cannot go on; trying again in a while", owner)
                 await asyncio.sleep(MAX_WAIT_SECONDS)
 
     async def _advance(self, batch: BatchObject, owner: str) -> None:
