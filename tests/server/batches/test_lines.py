@@ -182,7 +182,15 @@ async def test_a_tenants_batches_run_in_the_order_they_came(engine, tmp_path, se
 
 async def test_metrics_tell_how_far_batches_are(served, lines):
     served.engine.info = dataclasses.replace(served.engine.info, max_num_seqs=4)
-    served.engine.gate = lambda count: asyncio.Event().wait() if len(served.engine.submitted) > 3 else asyncio.sleep(0)
+    begun = []
+
+    async def let_three_pass(step):
+        if step == 0:
+            begun.append(step)
+            if len(begun) > 3:
+                await asyncio.Event().wait()
+
+    served.engine.gate = let_three_pass
     bad = json.dumps({"custom_id": "bad", "url": ROUTE, "body": {"prompt": "x", "temperature": -1}})
     batch = (await served.create(bad + "\n" + lines(9))).json()
 
