@@ -40,12 +40,25 @@ async def engine(draft_path):
 
 
 async def _idle(engine):
-    for _ in range(200):
+    for _ in range(3000):
         stats = engine.stats
         if len(engine.requests) == stats.num_running == stats.num_waiting == stats.num_used_pages == 0:
             return True
         await asyncio.sleep(0.01)
     return False
+
+
+async def _until_running(engine, count, tasks):
+    while engine.stats.num_running < count:
+        assert not any(task.done() for task in tasks), "it ended before it was seen"
+        await asyncio.sleep(0.001)
+
+
+def _take_longer(engine, monkeypatch, *, seconds=0.005):
+    """Steps so slow that what is to happen while a request runs does, however busy the machine is."""
+    runner = engine._client._core.runner
+    launch = runner.launch
+    monkeypatch.setattr(runner, "launch", lambda work: (time.sleep(seconds), launch(work))[1])
 
 
 async def _collect(engine, prompt, params, **options):
@@ -91,11 +104,11 @@ async def test_leaving_the_iterator_aborts_the_request(engine):
     assert await _idle(engine)
 
 
-async def test_cancelling_the_consumer_aborts_the_request(engine):
+async def test_cancelling_the_consumer_aborts_the_request(engine, monkeypatch):
     """REL-1: the cancel of a local task reaches the engine."""
+    _take_longer(engine, monkeypatch)
     task = asyncio.create_task(_collect(engine, "story", LONG))
-    while engine.stats.num_running == 0:
-        await asyncio.sleep(0.01)
+    await _until_running(engine, 1, [task])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -136,8 +149,7 @@ async def test_a_deadline_ends_a_queued_request():
     engine = await AsyncEngine.start(config, in_process=True)
     try:
         running = asyncio.create_task(_collect(engine, "story", SamplingParams(max_tokens=4000, ignore_eos=True)))
-        while engine.stats.num_running == 0:
-            await asyncio.sleep(0.001)
+        await _until_running(engine, 1, [running])
         with pytest.raises(DeadlineExceededError):
             await _collect(engine, "x", SHORT, timeout=0.02)
         running.cancel()
@@ -239,9 +251,9 @@ async def test_a_dead_engine_ends_every_open_request_and_refuses_new_ones():
     """REL-2: the process is killed between admission and the end."""
     engine = await AsyncEngine.start(EngineConfig.from_options(max_model_len=1024))
     try:
-        tasks = [asyncio.create_task(_collect(engine, "story", LONG)) for _ in range(3)]
-        while engine.stats.num_running < 3:
-            await asyncio.sleep(0.01)
+        endless = SamplingParams(max_tokens=1000, ignore_eos=True)
+        tasks = [asyncio.create_task(_collect(engine, "story", endless)) for _ in range(3)]
+        await _until_running(engine, 3, tasks)
         engine._client._process.popen.kill()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, EngineDeadError) for result in results)

@@ -97,7 +97,7 @@ async def test_every_answer_is_the_requests_own_while_neighbours_abort(engine):
     finally:
         quiet.set()
         await asyncio.gather(*disturbing)
-    for _ in range(200):
+    for _ in range(3000):
         stats = engine.stats
         if len(engine.requests) == stats.num_running == stats.num_waiting == stats.num_used_pages == 0:
             break

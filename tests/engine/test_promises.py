@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -102,7 +103,13 @@ async def test_a_reader_that_never_reads_takes_no_step_from_the_others(monkeypat
     engine = await AsyncEngine.start(EngineConfig.from_options(max_model_len=512), in_process=True)
     runner, rows = engine._client._core.runner, []
     launch = runner.launch
-    monkeypatch.setattr(runner, "launch", lambda work: (rows.append(len(work.rows)), launch(work))[1])
+
+    def slow_launch(work):
+        time.sleep(0.002)  # so that the three still run when the fourth ends, however busy the machine is
+        rows.append(len(work.rows))
+        return launch(work)
+
+    monkeypatch.setattr(runner, "launch", slow_launch)
     endless = SamplingParams(temperature=0.0, max_tokens=400, ignore_eos=True)
     stalled = [await engine.submit("Once", endless, request_id=f"stalled-{i}") for i in range(3)]
     try:

@@ -48,7 +48,7 @@ async def test_a_request_whose_samples_were_all_ended_is_over(engine):
 
 
 async def _idle(engine) -> bool:
-    for _ in range(200):
+    for _ in range(3000):
         stats = engine.stats
         if len(engine.requests) == stats.num_running == stats.num_waiting == stats.num_used_pages == 0:
             return True

@@ -157,7 +157,7 @@ def test_an_engine_process_compiles_beside_its_steps_and_aborts_what_is_compilin
             stream = await engine.submit("x", params(choice=["never seen"]), request_id="gone")
             await stream.aclose()
             assert await _text(engine.generate("x", params(choice=["ok"]), request_id="last", delta=True)) == "ok"
-            for _ in range(200):
+            for _ in range(3000):
                 if engine.stats.num_running == engine.stats.num_waiting == 0:
                     break
                 await asyncio.sleep(0.01)

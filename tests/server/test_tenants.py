@@ -170,7 +170,7 @@ async def test_requests_at_once_are_counted_exactly_also_when_clients_leave(engi
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             account = live.app.state.quire.tenants.accounts["free"]
-            for _ in range(200):
+            for _ in range(3000):
                 if account.num_concurrent == 0:
                     break
                 await asyncio.sleep(0.01)
