@@ -55,6 +55,7 @@ async def test_an_engine_survives_what_it_can_and_its_death_is_noticed(engine, m
     with pytest.raises(InvalidRequestError, match="in_process=True"):
         await engine.submit("x", SamplingParams(logprobs=-1), request_id="whole vocabulary")
 
+    os.kill(engine._client.pid, signal.SIGSTOP)  # before the first token, however long this takes
     stream = await engine.submit("x", PARAMS, request_id="killed")
     os.kill(engine._client.pid, signal.SIGKILL)
     with pytest.raises(EngineDeadError):
