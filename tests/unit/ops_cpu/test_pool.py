@@ -92,7 +92,9 @@ def test_a_pool_ends_its_threads(isa, random):
             product(random(3, 32), random(20, 32))
     Pool(5, isa)  # one that never worked
     if before is not None:
-        assert len(os.listdir("/proc/self/task")) == before
+        end = time.monotonic() + 10
+        while len(os.listdir("/proc/self/task")) > before:  # a thread that was joined is listed a moment longer
+            assert time.monotonic() < end, "a pool left threads behind"
 
 
 def test_an_instruction_set_that_is_not_here_is_refused():
