@@ -20,12 +20,11 @@ struct PairPage {
 // K and V of one head of the token `at` into their pages.
 inline void write_heads(PairPage, const float* k, const float* v, int64_t head, char* keys, char* values, int64_t size,
                         int64_t at) {
-  uint16_t k_bits[kLanes], v_bits[kLanes], *value = reinterpret_cast<uint16_t*>(values) + at / 2 * head * 2 + at % 2;
+  uint16_t k_bits[kLanes], *value = reinterpret_cast<uint16_t*>(values) + at / 2 * head * 2 + at % 2;
   for (int64_t d = 0; d < head; d += kLanes) {
     store_words(k_bits, bf16_words(load(k + d)));
-    store_words(v_bits, bf16_words(load(v + d)));
     for (int64_t i = 0; i < kLanes; i += 2) std::memcpy(keys + 4 * (at + (d + i) / 2 * size), k_bits + i, 4);
-    for (int64_t i = 0; i < kLanes; ++i) value[2 * (d + i)] = v_bits[i];
+    store_every_other(value + 2 * d, bf16_words(load(v + d)));
   }
 }
 
@@ -48,17 +47,25 @@ inline void place_queries(PairPage, const Job& job, const float* const* q, Tile&
 template <int R, int L, class Next>
 void score_pairs(const int32_t* q, int64_t pairs, const uint16_t* const* keys, int64_t stride, float* scores,
                  Next& next) {
+  // Unrolled for the reason that score_tile gives.
   V16 sums[R][L];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int l = 0; l < L; ++l) sums[r][l] = zero();
   for (int64_t i = 0; i < pairs; ++i, q += R) {
     next.key();
     P32 lines[L];
+#pragma GCC unroll 8
     for (int l = 0; l < L; ++l) lines[l] = load_bf16_line(keys[l] + i * stride);
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
       for (int l = 0; l < L; ++l) sums[r][l] = dot_bf16(sums[r][l], lines[l], q[r]);
   }
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int l = 0; l < L; ++l) store(scores + r * kBlock + l * kLanes, sums[r][l]);
 }
 
@@ -105,17 +112,20 @@ void score_pairs_of(const RowPages<PairPage>& pages, int64_t start, int64_t know
 
 // Weights in bfloat16, by an exponential that is as good as they are.
 struct PairWeights {
-  // e^x for x <= 0 to about 2^-18; 0 far below; NaN stays NaN.
-  static V16 exp_of(V16 x) {
-    V16 y = max(splat(-200.0f), x) * splat(1.44269504f), n = round_even(y), r = y - n;
+  static constexpr float kLog2OfE = 1.44269504f;
+  static V16 base_of(V16 top) { return top * splat(-kLog2OfE); }
+  // e^(score - top) for score <= top to about 2^-18; 0 far below; NaN stays NaN. The product with log2(e) is not rounded
+  // before the base is taken off, and what the base itself was rounded by is the same for all keys of the block.
+  static V16 weight_of(V16 score, V16 base) {
+    V16 y = max(splat(-300.0f), fma(score, splat(kLog2OfE), base)), n = round_even(y), r = y - n;
     // 2^r on [-1/2, 1/2], a polynomial fitted for the least largest relative error.
     V16 p = fma(splat(0.00958277f), r, splat(0.05590623f));
     p = fma(p, r, splat(0.24024099f));
     p = fma(p, r, splat(0.69312422f));
     return scale_by_power(fma(p, r, splat(1.0f)), n);
   }
-  static void put(Tile& t, int r, int64_t key, V16 weights) {
-    store_words(t.weights + r * kBlock + key, bf16_words(weights));
+  static void put(Tile& t, int r, int64_t key, V16 weights, V16 following) {
+    store_bf16_line(t.weights + r * kBlock + key, weights, following);
   }
 };
 
@@ -135,19 +145,24 @@ struct ValuePairs {
 template <int R, int L, class Next>
 void add_value_pairs(const Tile& t, const ValuePairs& values, int first, int64_t d, float* sums, Next& next) {
   V16 acc[R][L];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int l = 0; l < L; ++l) acc[r][l] = load(sums + r * t.wide + l * kLanes) * splat(t.change[first + r]);
   const uint16_t* weights = t.weights + first * kBlock;
   auto add = [&](int64_t pair, bool even, bool odd) {
     next.value();
     P32 lines[L];
+#pragma GCC unroll 8
     for (int l = 0; l < L; ++l) {
       lines[l] = load_bf16_line(values.at[pair] + 2 * (d + l * kLanes));
       if (!even || !odd) lines[l] = masked_pair(lines[l], even, odd);
     }
+#pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       int32_t weight;
       std::memcpy(&weight, weights + r * kBlock + 2 * pair, 4);
+#pragma GCC unroll 8
       for (int l = 0; l < L; ++l) acc[r][l] = dot_bf16(acc[r][l], lines[l], weight);
     }
   };
@@ -155,16 +170,20 @@ void add_value_pairs(const Tile& t, const ValuePairs& values, int first, int64_t
   if (values.from % 2) add(pair++, false, true);
   for (; pair < whole; ++pair) add(pair, true, true);
   if (values.known % 2 && pair == whole) add(pair, true, false);
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
     for (int l = 0; l < L; ++l) store(sums + r * t.wide + l * kLanes, acc[r][l]);
 }
 
 template <class Next>
 void weigh_pairs(const RowPages<PairPage>& pages, int64_t start, int64_t from, int64_t known, Next& next, Tile& t) {
   ValuePairs values{{}, from, known};
-  for (int64_t i = from / 2; 2 * i < known; ++i) {
-    int64_t position = start + 2 * i;
-    values.at[i] = pages.at(position / pages.size) + position % pages.size * t.head;
+  for (int64_t i = from / 2; 2 * i < known;) {
+    int64_t position = start + 2 * i, offset = position % pages.size;
+    const uint16_t* at = pages.at(position / pages.size) + offset * t.head;
+    int64_t stop = std::min(known, 2 * i + pages.size - offset);  // pages hold whole pairs
+    for (; 2 * i < stop; ++i, at += 2 * t.head) values.at[i] = at;
   }
   for (int r = 0; r < t.rows; r += kRegisterRows)
     as_constant(t.rows - r, [&](auto rows) {

@@ -53,9 +53,10 @@ struct Tile {
   int64_t head, wide;  // wide: head in whole lines
 };
 
-// Calls `with` with the number of rows, at most kRegisterRows, as a constant.
+// Calls `with` with the number of rows, at most kRegisterRows, as a constant. By reference: a copy is read in one piece
+// right after it was written in several, for which the processor waits.
 template <class Function>
-void as_constant(int rows, Function with) {
+void as_constant(int rows, const Function& with) {
   switch (rows) {
     case 1: return with(std::integral_constant<int, 1>());
     case 2: return with(std::integral_constant<int, 2>());
@@ -222,34 +223,41 @@ inline void adjust_scores(const Job& job, Tile& t, int64_t start) {
 
 // Weights in the place of their scores.
 struct FloatWeights {
-  static V16 exp_of(V16 x) { return exp(x); }
-  static void put(Tile& t, int r, int64_t key, V16 weights) { store(t.scores + r * kBlock + key, weights); }
+  // What stands for the top of a row, e^top.
+  static V16 base_of(V16 top) { return top; }
+  static V16 weight_of(V16 score, V16 base) { return exp(score - base); }
+  static void put(Tile& t, int r, int64_t key, V16 weights, V16 following) {
+    float* place = t.scores + r * kBlock + key;
+    store(place, weights);
+    store(place + kLanes, following);
+  }
 };
 
 // Turns the scores of a block that begins at position `start` into weights e^(score - top).
 template <class Weights>
 void softmax_block(const Job& job, Tile& t, int64_t start) {
   adjust_scores(job, t, start);
-  float new_top[kTileRows];
+  float base[kTileRows] = {};
   for (int r = 0; r < t.rows; ++r) {
     const float* s = t.scores + r * kBlock;
-    float top = largest_of(max(max(load(s), load(s + 16)), max(load(s + 32), load(s + 48))));
-    new_top[r] = top > t.top[r] ? top : t.top[r];
-    t.change[r] = t.top[r] == kNothing ? kNothing : t.top[r] - new_top[r];
-    t.top[r] = new_top[r];
+    base[r] = largest_of(max(max(load(s), load(s + 16)), max(load(s + 32), load(s + 48))));
   }
-  for (int r = 0; r < t.rows; r += kLanes) store(t.change + r, exp(load(t.change + r)));
+  V16 nothing = splat(kNothing);
+  for (int r = 0; r < t.rows; r += kLanes) {
+    V16 before = load(t.top + r), found = load(base + r), top = where_greater(found, before, found, before);
+    store(t.top + r, top);
+    // Nothing visible so far: every e^ below must be 0, and -inf - -inf would not be.
+    store(base + r, Weights::base_of(where_greater(top, nothing, top, zero())));
+    store(t.change + r, exp(where_greater(before, nothing, before - top, nothing)));
+  }
   for (int r = 0; r < t.rows; ++r) {
     const float* s = t.scores + r * kBlock;
     float* totals = t.totals + r * kLanes;
-    // Nothing visible so far: every e^ below must be 0, and -inf - -inf would not be.
-    V16 top = splat(new_top[r] == kNothing ? 0.0f : new_top[r]);
-    V16 a = Weights::exp_of(load(s) - top), b = Weights::exp_of(load(s + 16) - top);
-    V16 c = Weights::exp_of(load(s + 32) - top), d = Weights::exp_of(load(s + 48) - top);
-    Weights::put(t, r, 0, a);
-    Weights::put(t, r, 16, b);
-    Weights::put(t, r, 32, c);
-    Weights::put(t, r, 48, d);
+    V16 of = splat(base[r]);
+    V16 a = Weights::weight_of(load(s), of), b = Weights::weight_of(load(s + 16), of);
+    V16 c = Weights::weight_of(load(s + 32), of), d = Weights::weight_of(load(s + 48), of);
+    Weights::put(t, r, 0, a, b);
+    Weights::put(t, r, 32, c, d);
     store(totals, load(totals) * splat(t.change[r]) + ((a + b) + (c + d)));
   }
 }

@@ -178,6 +178,14 @@ inline P32 load_pairs_u4(const uint8_t* p, int i) {
 }
 // Pairs of bfloat16.
 inline P32 load_bf16_line(const uint16_t* p) { return {_mm512_loadu_si512(p)}; }
+#if defined(__AVX512BF16__)
+// Sixteen words to p[0], p[2] and so on; those between stay as they are, also while another thread writes them.
+inline void store_every_other(uint16_t* p, W8 words) {
+  _mm512_mask_storeu_epi16(p, 0x55555555, _mm512_cvtepu16_epi32(words.v));
+}
+// Thirty-two numbers, rounded as bf16_words does.
+inline void store_bf16_line(uint16_t* p, V16 a, V16 b) { _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(b.v, a.v)); }
+#endif
 inline V16 dot_bf16(V16 sum, P32 w, int32_t x) {
 #if defined(__AVX512BF16__)
   return {_mm512_dpbf16_ps(sum.v, (__m512bh)w.v, (__m512bh)_mm512_set1_epi32(x))};
