@@ -223,7 +223,7 @@ inline void adjust_scores(const Job& job, Tile& t, int64_t start) {
 
 // Weights in the place of their scores.
 struct FloatWeights {
-  // What stands for the top of a row, e^top.
+  // The top of a row as weight_of takes it off.
   static V16 base_of(V16 top) { return top; }
   static V16 weight_of(V16 score, V16 base) { return exp(score - base); }
   static void put(Tile& t, int r, int64_t key, V16 weights, V16 following) {
