@@ -231,9 +231,12 @@ class ServerConfig:
     )
     files_tenant_quota_bytes: int | None = option(None, "The same for the files of one tenant.", low=1, flag=False)
     files_retention_days: int | None = option(
-        30, "Days a file stays that was not given a time of its own; null keeps it until it is deleted.",
-        low=1, flag=False
-    )  # fmt: skip
+        30,
+        "Days a file stays that was not given a time of its own, and a batch after its end; null keeps both, files until "
+        "they are deleted.",
+        low=1,
+        flag=False,
+    )
     request_timeout: float | None = option(None, "Seconds any request may take, queue included.", low=0.001)
     max_body_bytes: int = option(32 * 2**20, "Longest body of a request, in bytes.", low=1024, flag=False)
     max_connections: int = option(

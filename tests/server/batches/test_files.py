@@ -165,20 +165,24 @@ async def test_output_files_stay_as_long_as_asked(served, lines):
     assert input_file["expires_at"] == input_file["created_at"] + 30 * 86400
 
 
-async def test_files_that_are_over_are_deleted_while_the_server_runs(engine, tmp_path, monkeypatch, serve_batches):
+async def test_files_and_batches_that_are_over_are_deleted_while_the_server_runs(
+    engine, tmp_path, monkeypatch, serve_batches, lines
+):
     monkeypatch.setattr("quire.server.batches.runner.SWEEP_SECONDS", 0.01)
     served = serve_batches(engine, tmp_path)
     served.runner.start()
-    file = (await served.upload("x")).json()
-    content = served.runner.files.content(file["id"])
-    assert content.exists()
-    served.runner.database._clock = lambda: file["expires_at"]
-    for _ in range(500):
-        if not content.exists():
-            break
-        await asyncio.sleep(0.01)
-    assert not content.exists()
+    batch = (await served.create(lines(2))).json()
+    batch = await served.until(batch["id"], "completed")
+    contents = [served.runner.files.content(batch[f"{kind}_file_id"]) for kind in ("input", "output")]
+    assert all(content.exists() for content in contents)
+    file = (await served.http.get(f"/v1/files/{batch['output_file_id']}")).json()
+    served.runner.database._clock = lambda: file["expires_at"] + 1
+    async with asyncio.timeout(60):
+        while (await served.http.get(f"/v1/batches/{batch['id']}")).status_code != 404:
+            await asyncio.sleep(0.01)
+    assert not any(content.exists() for content in contents)
     assert (await served.http.get(f"/v1/files/{file['id']}")).status_code == 404
+    assert (await served.http.get("/v1/batches")).json()["data"] == []
     await served.http.aclose()
     await served.runner.stop()
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import msgspec
@@ -270,6 +271,41 @@ def test_files_stay_as_long_as_the_retention_says_unless_they_have_a_time_of_the
     opened.database.close()
 
 
+def test_batches_that_are_over_go_when_their_files_do(tmp_path):
+    """A server that runs for years does not keep a row for every batch it ever had."""
+    opened = Opened(tmp_path, retention_seconds=3600)
+    going_on, over, long = (opened.batch(opened.file().id, output_lifetime=life) for life in (None, 60, 7200))
+    for batch in (over, long):
+        opened.result(batch, 1, {})
+        opened.batches.finish(batch.id, status="completed")
+    failed = opened.batch(opened.file().id, status="validating")
+    opened.now += 1800
+    opened.batches.change(failed.id, only_from=["validating"], status="failed")
+    kept = []
+    for later in (1799, 1, 1800, 1800):
+        opened.now += later
+        opened.files.delete_expired()
+        while opened.batches.delete_over():
+            pass
+        kept.append({row[0] for row in opened.database.all("SELECT id FROM batches")})
+    assert kept[0] == {going_on.id, over.id, long.id, failed.id}
+    assert kept[1] == {going_on.id, long.id, failed.id}
+    assert kept[2] == {going_on.id, long.id}
+    assert kept[3] == {going_on.id}
+    while opened.results.prune():
+        pass
+    opened.result(going_on, 1, {})
+    assert opened.num_results() == 1
+    opened.database.close()
+
+
+def test_without_a_retention_batches_stay(opened):
+    batch = opened.batch(opened.file().id, output_lifetime=60)
+    opened.batches.finish(batch.id, status="completed")
+    opened.now += 100 * 365 * 86400
+    assert opened.batches.delete_over() == 0 and opened.batches.get(batch.id).status == "completed"
+
+
 def test_results_go_once_their_batch_is_over_and_not_before(opened):
     over, going_on = opened.batch(opened.file().id), opened.batch(opened.file().id)
     for line in range(600):
@@ -444,6 +480,8 @@ def test_a_folder_of_the_layout_before_is_brought_to_this_one(tmp_path):
         pass
     assert opened.results.answered_lines("open") == {0, 1, 2} and opened.num_results() == 3
     assert opened.files.used_bytes() == 6
+    ends = dict(opened.database.all("SELECT id, ended_at FROM batches"))
+    assert ends["open"] is None and abs(ends["over"] - time.time()) < 600, "its end is not known: it stays from now on"
     opened.database.close()
     Opened(tmp_path).database.close()
 

@@ -52,6 +52,11 @@ CREATE INDEX batches_by_owner ON batches (owner, number);
 CREATE INDEX batches_by_status ON batches (status, number);
 CREATE INDEX batches_by_input ON batches (input_file_id);
 """,
+    f"""
+ALTER TABLE batches ADD COLUMN ended_at INTEGER;
+UPDATE batches SET ended_at = CAST(strftime('%s', 'now') AS INTEGER) WHERE NOT {IS_OPEN};
+CREATE INDEX batches_by_end ON batches (ended_at) WHERE ended_at IS NOT NULL;
+""",
 )
 """What makes a folder of one version one of the next; `PRAGMA user_version` counts how many it has had."""
 

@@ -52,6 +52,11 @@ class FileStore:
         self._drop_orphans()
         self.delete_expired()
 
+    @property
+    def retention_seconds(self) -> int | None:
+        """How long files stay that were not given a time of their own; None without a limit."""
+        return self._limits.retention_seconds
+
     @contextmanager
     def draft(self) -> Iterator[Draft]:
         """A file to write in the block; what was not made a file by its end is deleted.
@@ -80,7 +85,7 @@ class FileStore:
         """
         assert draft.size >= 0, "the draft is not sealed"
         now, size = self._database.now(), draft.size
-        lifetime = self._limits.retention_seconds if expires_after is None else expires_after
+        lifetime = self.retention_seconds if expires_after is None else expires_after
         row = (draft.file_id, owner, filename, purpose, size, now, None if lifetime is None else now + lifetime)
         with self._database.transaction():
             self._database.write(f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", *row)

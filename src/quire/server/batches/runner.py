@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 60.0
-"""How often files that are over are looked for."""
+"""How often files and batches that are over are looked for."""
 _LINES_AT_ONCE = 256
 
 
@@ -179,13 +179,15 @@ class BatchRunner:
         self.progress.ended(batch.id, "failed")
 
     async def _sweep(self) -> None:
-        """Delete files that are over, and results that an earlier run left when it ended a batch."""
+        """Delete files and batches that are over, and results that an earlier run left when it ended a batch."""
         while True:
             try:
                 while await asyncio.to_thread(self.results.prune):
                     pass
                 if count := await asyncio.to_thread(self.files.delete_expired):
                     logger.info("%d files are over and were deleted", count)
+                while count := await asyncio.to_thread(self.batches.delete_over):
+                    logger.info("%d batches ended long ago and were deleted", count)
             except Exception:
-                logger.exception("files that are over cannot be deleted; trying again in a while")
+                logger.exception("files and batches that are over cannot be deleted; trying again in a while")
             await asyncio.sleep(SWEEP_SECONDS)

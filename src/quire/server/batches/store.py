@@ -10,13 +10,14 @@ from typing import Any
 import msgspec
 
 from quire.protocol.batches import BatchObject, RequestCounts, TokenCounts
-from quire.server.batches.database import IS_OPEN, Database, Row
+from quire.server.batches.database import IS_OPEN, OPEN_STATES, Database, Row
 from quire.server.batches.files import Draft, FileStore
 from quire.server.batches.pages import Listed, PageQuery, read_page
 from quire.server.batches.results import ResultStore
 from quire.server.errors import StoredObjectNotFoundError
 
 _COLUMNS = "object, completed, failed, input_tokens, cached_tokens, output_tokens, reasoning_tokens"
+_ROWS_AT_ONCE = 256
 
 
 class BatchStore:
@@ -114,9 +115,24 @@ class BatchStore:
                 raise
         return batch
 
+    def delete_over(self) -> int:
+        """Delete some batches that ended as long ago as files stay, or longer where their output files stay longer.
+
+        Returns:
+            how many, 0 for no more; without a limit of that time they stay, as files do.
+        """
+        retention, now = self._files.retention_seconds, self._database.now()
+        if retention is None:
+            return 0
+        over = "ended_at <= ? AND ended_at + COALESCE(output_lifetime, 0) <= ?"
+        statement = f"DELETE FROM batches WHERE number IN (SELECT number FROM batches WHERE {over} LIMIT ?)"
+        with self._database.transaction():
+            return self._database.write(statement, now - retention, now, _ROWS_AT_ONCE)
+
     def _put(self, batch: BatchObject) -> None:
-        statement = "UPDATE batches SET status = ?, object = ? WHERE id = ?"
-        self._database.write(statement, batch.status, msgspec.json.encode(batch), batch.id)
+        ended_at = None if batch.status in OPEN_STATES else self._database.now()
+        statement = "UPDATE batches SET status = ?, object = ?, ended_at = ? WHERE id = ?"
+        self._database.write(statement, batch.status, msgspec.json.encode(batch), ended_at, batch.id)
 
     def _write_results(self, batch_id: str, draft: Draft, *, is_failure: bool) -> Draft | None:
         """The draft with the results of one kind in it; None when there are none."""
