@@ -232,8 +232,8 @@ class ServerConfig:
     files_tenant_quota_bytes: int | None = option(None, "The same for the files of one tenant.", low=1, flag=False)
     files_retention_days: int | None = option(
         30,
-        "Days a file stays that was not given a time of its own, and a batch after its end; null keeps both, files until "
-        "they are deleted.",
+        "Days a file stays that was not given a time of its own, and a batch after its end; null keeps both, files "
+        "until they are deleted.",
         low=1,
         flag=False,
     )
