@@ -176,7 +176,7 @@ async def test_files_and_batches_that_are_over_are_deleted_while_the_server_runs
     contents = [served.runner.files.content(batch[f"{kind}_file_id"]) for kind in ("input", "output")]
     assert all(content.exists() for content in contents)
     file = (await served.http.get(f"/v1/files/{batch['output_file_id']}")).json()
-    served.runner.database._clock = lambda: file["expires_at"] + 1
+    served.runner.database._clock = lambda: file["expires_at"] + 60
     async with asyncio.timeout(60):
         while (await served.http.get(f"/v1/batches/{batch['id']}")).status_code != 404:
             await asyncio.sleep(0.01)
