@@ -73,7 +73,7 @@ class FakeServer:
         return fault in self.faults
 
     async def __aenter__(self):
-        self._tasks = set()
+        self._tasks, self._writers = set(), []
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0, limit=2**24, backlog=2048)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
@@ -82,9 +82,19 @@ class FakeServer:
         self._server.close()
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks)
+        # One that is cancelled before it begins, or while it waits for its connection to close, ends so; and the first
+        # of these has closed nothing.
+        ends = await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
     def _accept(self, reader, writer):
+        self._writers.append(writer)
         self._tasks.add(asyncio.create_task(self._serve(Connection(reader, writer))))
 
     async def _serve(self, connection):

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from urllib.parse import urlsplit
 
 import pytest
 from fake_http import Connection
@@ -148,6 +149,15 @@ def test_a_mistake_in_a_request_is_no_lacking_feature():
 def command(*words):
     """Run the command line on a thread, for the fake server lives in this one's loop."""
     return asyncio.to_thread(main, ["conformance", *words])
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_the_fake_server_ends_at_whatever_point_its_connections_are(turns):
+    async with FakeServer() as server:
+        _, writer = await asyncio.open_connection("127.0.0.1", urlsplit(server.url).port)
+        writer.close()
+        for _ in range(turns):
+            await asyncio.sleep(0)
 
 
 async def test_the_command_prints_a_score_and_its_status_tells_whether_it_is_full(capsys, monkeypatch):
