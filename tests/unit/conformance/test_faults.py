@@ -28,7 +28,7 @@ async def test_a_server_without_faults_passes_every_line():
 
 
 async def test_a_loaded_server_without_faults_passes_the_slow_lines():
-    async with FakeServer(prefill_seconds=2.0, keep_alive=0.2) as server:
+    async with FakeServer(prefill_seconds=2.0, keep_alive=1.0) as server:
         results = await examine(server, "4r", "h3", keep_alive_seconds=1.5)
     async with FakeServer(max_running=4) as server:
         results |= await examine(server, "40")
