@@ -19,6 +19,8 @@ OPEN_STATES = ("validating", "in_progress", "finalizing", "cancelling")
 """A batch in another state is over."""
 IS_OPEN = f"status IN ({', '.join(repr(state) for state in OPEN_STATES)})"
 """The same as a condition on a row of `batches`."""
+ROWS_AT_ONCE = 256
+"""Most rows that one statement reads or deletes, so that nobody waits long for the database."""
 
 _MIGRATIONS = (
     """

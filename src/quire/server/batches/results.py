@@ -12,9 +12,7 @@ from typing import Any
 import msgspec
 
 from quire.protocol.batches import TokenCounts
-from quire.server.batches.database import IS_OPEN, Database
-
-_ROWS_AT_ONCE = 256
+from quire.server.batches.database import IS_OPEN, ROWS_AT_ONCE, Database
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +70,7 @@ class ResultStore:
             "SELECT line, result FROM results WHERE batch_id = ? AND is_failure = ? AND line > ? ORDER BY line LIMIT ?"
         )
         last = -1
-        while rows := self._database.all(query, batch_id, is_failure, last, _ROWS_AT_ONCE):
+        while rows := self._database.all(query, batch_id, is_failure, last, ROWS_AT_ONCE):
             for _, result in rows:
                 yield result
             last = rows[-1][0]
@@ -86,7 +84,7 @@ class ResultStore:
             return 0
         query = "SELECT line FROM results WHERE batch_id = ? ORDER BY line LIMIT 1 OFFSET ?"
         with self._database.transaction():
-            end = self._database.one(query, over[0], _ROWS_AT_ONCE)
+            end = self._database.one(query, over[0], ROWS_AT_ONCE)
             if end is None:
                 return self._database.write("DELETE FROM results WHERE batch_id = ?", over[0])
             return self._database.write("DELETE FROM results WHERE batch_id = ? AND line < ?", over[0], end[0])

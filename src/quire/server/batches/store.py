@@ -10,14 +10,13 @@ from typing import Any
 import msgspec
 
 from quire.protocol.batches import BatchObject, RequestCounts, TokenCounts
-from quire.server.batches.database import IS_OPEN, OPEN_STATES, Database, Row
+from quire.server.batches.database import IS_OPEN, OPEN_STATES, ROWS_AT_ONCE, Database, Row
 from quire.server.batches.files import Draft, FileStore
 from quire.server.batches.pages import Listed, PageQuery, read_page
 from quire.server.batches.results import ResultStore
 from quire.server.errors import StoredObjectNotFoundError
 
 _COLUMNS = "object, completed, failed, input_tokens, cached_tokens, output_tokens, reasoning_tokens"
-_ROWS_AT_ONCE = 256
 
 
 class BatchStore:
@@ -127,7 +126,7 @@ class BatchStore:
         over = "ended_at <= ? AND ended_at + COALESCE(output_lifetime, 0) <= ?"
         statement = f"DELETE FROM batches WHERE number IN (SELECT number FROM batches WHERE {over} LIMIT ?)"
         with self._database.transaction():
-            return self._database.write(statement, now - retention, now, _ROWS_AT_ONCE)
+            return self._database.write(statement, now - retention, now, ROWS_AT_ONCE)
 
     def _put(self, batch: BatchObject) -> None:
         ended_at = None if batch.status in OPEN_STATES else self._database.now()
